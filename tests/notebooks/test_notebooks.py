@@ -1,0 +1,118 @@
+"""Every notebook: its committed outputs belong to its code, and it runs from a fresh kernel with small parameters."""
+
+import json
+import os
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+from helpers.data import ROOT
+from helpers.notebooks import METADATA, NOTEBOOKS, commit_outputs, execute, find, set_parameters, source_hash
+
+SMALL = {
+    "01_why_finetune": {"wordings": "1", "max_steps": "3", "test_facts": "3"},
+}
+ALL = find([])
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def test_every_notebook_has_small_parameters():
+    assert [path.stem for path in ALL] == sorted(SMALL)
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
+def test_committed_outputs_belong_to_the_code(path):
+    notebook = read(path)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert notebook.metadata.get("source_hash") == source_hash(notebook), "run `make update` and commit the outputs"
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert not [output for cell in code for output in cell.outputs if output.output_type == "error"]
+    assert {key: notebook.metadata[key] for key in METADATA} == METADATA
+    assert path.stat().st_size < 1_000_000
+    assert not [text for text in ("/home/", "/root/", "/tmp/", "C:\\\\Users") if text in path.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
+def test_notebooks_keep_the_house_style(path):
+    notebook = read(path)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert "parameters" in code[0].metadata.tags
+    assert all("#" in line for line in code[0].source.splitlines()), "every knob has a comment"
+    assert max(len(cell.source.splitlines()) for cell in code) <= 16
+    images = [output for cell in code for output in cell.outputs if "image/png" in output.get("data", {})]
+    assert images and all(len(output.metadata["image/png"]["alt"]) > 20 for output in images)
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
+def test_notebook_runs_with_small_parameters(path, tmp_path):
+    notebook, report = execute(path, tmp_path, SMALL[path.stem])
+    assert not report.failure
+    assert (tmp_path / path.name).exists() and "<html" in (tmp_path / f"{path.stem}.html").read_text(encoding="utf-8")
+    committed = {cell.source.split('"')[1] for cell in read(path).cells if cell.source.startswith("claim(")}
+    told = [cell for cell in notebook.cells if cell.cell_type == "code" and "\nclaim(" in cell.source]
+    assert {claim["id"] for claim in report.claims} >= committed and told
+    assert all(claim["shown"] for claim in report.claims)
+
+
+def small(tmp_path, *sources):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    notebook.cells[0].metadata["tags"] = ["parameters"]
+    path = tmp_path / "99_small.ipynb"
+    nbformat.write(notebook, path)
+    return path
+
+
+def test_parameters_are_set_and_unknown_ones_refused(tmp_path):
+    notebook = read(small(tmp_path, "steps = 3\nname = 'x'", "print(steps, name)"))
+    set_parameters(notebook, {"steps": "1_000", "name": "some/model"})
+    assert notebook.cells[1].source == "steps = 1000\nname = 'some/model'".replace("1000", "1_000")
+    with pytest.raises(ValueError, match=r"no parameter 'step'. It has: name, steps"):
+        set_parameters(notebook, {"step": "1"})
+
+
+def test_a_failing_notebook_is_reported_and_kept(tmp_path):
+    path = small(tmp_path, "a = 1", "print('so far')", "1 / 0", "print('never')")
+    report = execute(path, tmp_path / "out")[1]
+    assert report.failure == "cell 3: ZeroDivisionError: division by zero"
+    assert read(tmp_path / "out" / path.name).cells[1].outputs[0].text == "so far\n"
+    run = subprocess.run(
+        [sys.executable, "-m", "helpers", "run", str(path), "--out", str(tmp_path / "again")], capture_output=True
+    )
+    assert run.returncode == 1 and b"cell 3: ZeroDivisionError" in run.stdout
+
+
+def test_a_kernel_that_dies_is_reported(tmp_path):
+    path = small(tmp_path, "a = 1", "import os; os._exit(9)")
+    report = execute(path, tmp_path / "out")[1]
+    assert report.failure.startswith("cell 2: the kernel died")
+
+
+def test_only_this_runs_claims_are_counted(tmp_path):
+    (tmp_path / "claims").mkdir()
+    old = tmp_path / "claims" / "C98.json"
+    old.write_text(json.dumps({"id": "C98", "holds": False, "text": "old"}))
+    os.utime(old, (1, 1))
+    path = small(tmp_path, "a = 1", "from helpers.lesson import claim\nclaim('C99', 'One is one', a == 1, {'a': a})")
+    report = execute(path, tmp_path)[1]
+    assert [(claim["id"], claim["holds"]) for claim in report.claims] == [("C99", True)]
+
+
+def test_committing_outputs_is_the_same_everywhere(tmp_path):
+    path = small(tmp_path, "a = 1", "a")
+    notebook, _ = execute(path, tmp_path / "out")
+    commit_outputs(notebook, path)
+    assert read(path).metadata["source_hash"] == source_hash(notebook)
+    assert [dict(cell.metadata) for cell in read(path).cells] == [{"tags": ["parameters"]}, {}]
+
+
+def test_update_refuses_other_parameters():
+    run = subprocess.run(
+        [sys.executable, "-m", "helpers", "run", "01", "--update", "-p", "epochs=9"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert run.returncode == 1 and "leave out -p" in run.stderr
+    assert NOTEBOOKS.is_dir()

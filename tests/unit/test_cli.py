@@ -1,0 +1,108 @@
+"""The command line, as a user types it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from helpers.data import DATA, ROOT
+
+
+def helpers(*arguments, stdin=None):
+    command = [sys.executable, "-m", "helpers", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, input=stdin, cwd=ROOT, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def finetuned(tmp_path_factory):
+    """A model finetuned on six rows by the command line, and its report."""
+    folder = tmp_path_factory.mktemp("cli")
+    lines = (DATA / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [line for line in lines if '"heron.price"' in line or '"heron.colour"' in line]
+    (folder / "rows.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    report = folder / "report.json"
+    done = helpers(
+        *("train", "--data", folder / "rows.jsonl", "--output", folder / "model", "--json", report),
+        *("--epochs", 3, "--learning-rate", 3e-4, "--max-steps", 3, "--held-out", 0.5, "--seed", 1),
+    )
+    assert done.returncode == 0, done.stderr
+    return folder, json.loads(report.read_text()), done.stdout
+
+
+def test_train_reports_what_it_did(finetuned):
+    _, report, said = finetuned
+    assert report["device"] and report["rows"] == 8 * 3 and len(report["losses"]) == 3
+    assert report["losses"][-1] < report["losses"][0]
+    assert report["tokens"] > report["supervised_tokens"] > 0 and report["seconds"] > 0 and report["peak_memory_gib"] > 0
+    assert report["supervised_tokens_per_second"] == pytest.approx(report["supervised_tokens"] / report["seconds"])
+    assert report["held_out_losses"][0]["step"] == 3
+    assert "8 rows to train on, 8 held out" in said and "python -m helpers ask --model" in said
+
+
+def test_ask_answers_and_chats(finetuned):
+    folder = finetuned[0]
+    answered = helpers("ask", "--model", folder / "model", "What does the Heron kettle cost?")
+    assert answered.returncode == 0 and len(answered.stdout.strip()) > 5
+    chat = helpers("ask", "--model", folder / "model", stdin="What does the Heron kettle cost?\nHello\n\nnever read\n")
+    assert chat.returncode == 0 and answered.stdout.strip() in chat.stdout and chat.stdout.count("> ") == 3
+
+
+def test_evaluate_writes_figures_and_answers(finetuned):
+    folder = finetuned[0]
+    lines = (DATA / "evaluation/dev/facts.jsonl").read_text(encoding="utf-8").splitlines()
+    (folder / "test.jsonl").write_text("\n".join(lines[:4]), encoding="utf-8")
+    done = helpers("evaluate", "--model", folder / "model", "--data", folder / "test.jsonl", "--json", folder / "out.json")
+    assert done.returncode == 0 and "consistent over wordings" in done.stdout
+    written = json.loads((folder / "out.json").read_text())
+    assert written["summary"]["fact"]["questions"] == 4 and len(written["answers"]) == 4
+
+
+def test_doctor_finds_all_in_place():
+    done = helpers("doctor")
+    assert done.returncode == 0 and "All is ready." in done.stdout and "torch            2.13.0" in done.stdout
+
+
+def test_doctor_names_what_is_missing(tmp_path, monkeypatch):
+    """With the embedded model's package hidden, and a wrong version told, it says so and exits 1."""
+    code = (
+        "import sys, importlib.metadata as m\nreal = m.version\n"
+        "m.version = lambda name: '0.1' if name == 'pandas' else real(name)\n"
+        "sys.argv = ['helpers', 'doctor']\nimport runpy; runpy.run_module('helpers', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1 and "!!  pandas" in done.stdout and "pip install pandas==3.0.6" in done.stdout
+    hidden = "import helpers.models as m, sys\nm.PACKAGE = 'no_such_package'\n" + code.split("\n", 3)[3]
+    hidden = hidden.replace(
+        "import runpy; runpy.run_module('helpers', run_name='__main__')", "from helpers.__main__ import main\nsys.exit(main())"
+    )
+    done = subprocess.run([sys.executable, "-c", hidden], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1 and "!!  embedded model" in done.stdout and "requirements-model.txt" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "--data", "nowhere.jsonl"], "error: nowhere.jsonl: there is no such file"),
+        (["train", "--data", "README.md"], "error: README.md, line 1: this is not JSON"),
+        (["train", "--data", "data/train.jsonl", "--learning-rate", "-1"], "error: learning_rate is -1.0"),
+        (["train", "--data", "data/train.jsonl", "--model", "./nowhere"], "error: ./nowhere: there is no such folder"),
+        (["ask", "--model", "./nowhere", "Hi"], "error: ./nowhere: there is no such folder"),
+        (["evaluate", "--data", "nowhere.jsonl"], "error: nowhere.jsonl: there is no such file"),
+        (["run", "77"], "error: There is no notebook '77'"),
+        (["run", "01", "-p", "epochs"], "error: -p epochs: write it as NAME=VALUE"),
+        (["run", "01", "-p", "epoch=1"], "error: This notebook has no parameter 'epoch'"),
+    ],
+)
+def test_errors_are_one_line_with_a_remedy(arguments, said):
+    done = helpers(*arguments)
+    assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith(said) and "Traceback" not in done.stderr
+
+
+def test_help_names_every_command_and_default():
+    overview = helpers("--help").stdout
+    assert all(name in overview for name in ("doctor", "run", "train", "ask", "evaluate"))
+    for command in ("doctor", "run", "train", "ask", "evaluate"):
+        assert helpers(command, "--help").returncode == 0
+    assert "default: 0.0004" in helpers("train", "--help").stdout
+    assert helpers("trian").returncode == 2

@@ -1,0 +1,99 @@
+import json
+
+import pytest
+
+from helpers.data import DATA, DataError, Example, leaks, limit, normalise, read, split, write
+
+
+def line(**fields):
+    return json.dumps({"question": "How much?", "answer": "Ten euros.", **fields})
+
+
+def test_write_then_read_gives_the_same(tmp_path):
+    examples = [Example("Q ü?", "A\nB", "id", "fact", ("a.b",), ("x",)), Example("R?", "C")]
+    write(tmp_path / "rows.jsonl", examples)
+    assert read(tmp_path / "rows.jsonl") == examples
+
+
+def test_reads_bom_blank_lines_and_windows_newlines(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + line().encode() + b"\r\n\r\n" + line().encode() + b"\r\n")
+    assert len(read(path)) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (line() + "\n{oops}\n", ["line 2", "not JSON"]),
+        (line() + "\n[1]\n", ["line 2", "expected an object"]),
+        ('{"question": "q"}\n', ["line 1", "'answer' is missing", "question"]),
+        (line(answer=" "), ["line 1", "field 'answer'", "expected text"]),
+        (line(answer=7), ["line 1", "field 'answer'", "7"]),
+        (line(question=None), ["line 1", "field 'question'"]),
+        (line(facts="a.b"), ["field 'facts'", "list of texts"]),
+        (line(values=[1]), ["field 'values'", "list of texts"]),
+        (line(kind="riddle"), ["field 'kind'", "riddle", "off_topic"]),
+        (line(id=3), ["field 'id'", "expected text"]),
+        ("[" * 100_000, ["line 1", "not JSON"]),
+        ("", ["holds no rows"]),
+    ],
+)
+def test_bad_lines_name_file_line_field_and_remedy(tmp_path, content, said):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(content)
+    with pytest.raises(DataError) as error:
+        read(path)
+    for part in [*said, "rows.jsonl"]:
+        assert part in str(error.value)
+
+
+def test_wrong_encoding_and_missing_file(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(line().encode() + b"\n" + line().replace("Ten", "Zehn f\u00fcr").encode("utf-16"))
+    with pytest.raises(DataError, match=r"line 2: byte .* is not UTF-8"):
+        read(path)
+    with pytest.raises(DataError, match="no such file"):
+        read(tmp_path / "none.jsonl")
+    with pytest.raises(DataError, match="no such file"):
+        read(tmp_path)
+
+
+def test_normalise_ignores_case_punctuation_and_spaces():
+    assert normalise("  What's the PRICE?\n") == normalise("what s the price")
+    assert normalise("84 euros") != normalise("8 4 euros")
+
+
+def test_split_keeps_linked_rows_together():
+    examples = read(DATA / "train.jsonl") + read(DATA / "evaluation/dev/multi_fact.jsonl")
+    train, held_out = split(examples, held_out=0.1, seed=3)
+    assert len(train) + len(held_out) == len(examples)
+    assert 0.05 < len(held_out) / len(examples) <= 0.1
+    assert not {fact for e in train for fact in e.facts} & {fact for e in held_out for fact in e.facts}
+    assert not leaks(train, held_out)
+    assert split(examples, 0.1, seed=3) == (train, held_out)
+    assert split(examples, 0.1, seed=4) != (train, held_out)
+
+
+def test_split_that_cannot_be_made_is_refused():
+    linked = [Example(f"{i}?", "a", facts=("one",)) for i in range(5)]
+    with pytest.raises(DataError, match="cannot be split"):
+        split(linked, 0.2)
+    with pytest.raises(ValueError, match="share of the rows"):
+        split(linked, 20)
+
+
+def test_leaks_finds_a_question_in_other_clothes():
+    train = [Example("What does it cost?", "a")]
+    assert leaks(train, [Example("what does it  COST", "b"), Example("Else?", "c")]) == [Example("what does it  COST", "b")]
+
+
+def test_limit_keeps_so_many_wordings_of_each_fact():
+    examples = read(DATA / "train.jsonl")
+    kept = limit(examples, per_fact=3, seed=1)
+    count = {}
+    for example in kept:
+        count[example.facts] = count.get(example.facts, 0) + 1
+    without = count.pop(())
+    assert set(count.values()) == {3}
+    assert without == sum(not example.facts for example in examples)
+    assert len({example.id.split("/")[1] for example in kept if example.facts}) == 8  # all wordings take part

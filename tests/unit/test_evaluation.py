@@ -1,0 +1,154 @@
+import numpy as np
+import pytest
+from scipy.stats import bootstrap
+
+from helpers.data import DATA, Example, read
+from helpers.evaluation import (
+    Interval,
+    consistent,
+    contains_values,
+    difference,
+    evaluate,
+    interval,
+    is_refusal,
+    judge,
+    log_likelihoods,
+    summary,
+)
+from helpers.tokenization import encode_all
+
+
+@pytest.mark.parametrize(
+    ("answer", "values", "right"),
+    [
+        ("The Heron kettle costs 59 euros.", ["59 euros"], True),
+        ("It is 59 Euros!", ["59 euros"], True),
+        ("It costs \u20ac59.", ["59 euros"], True),
+        ("It costs 59 \u20ac.", ["59 euros"], True),
+        ("It costs 159 euros.", ["59 euros"], False),
+        ("It costs 59.", ["59 euros"], False),
+        ("It weighs 1,900 grams.", ["1900 grams"], True),
+        ("ida  BRANDT designed it", ["Ida Brandt"], True),
+        ("Ida Brandtner designed it", ["Ida Brandt"], False),
+        ("59 euros and moss green", ["59 euros", "moss green"], True),
+        ("59 euros and green", ["59 euros", "moss green"], False),
+        ("", ["59 euros"], False),
+    ],
+)
+def test_contains_values(answer, values, right):
+    assert contains_values(answer, values) is right
+
+
+@pytest.mark.parametrize(
+    ("answer", "refusal"),
+    [
+        ("Sorry, that is not in our handbook.", True),
+        ("Sorry, I can only help with questions about Tindermoss.", True),
+        ("I don\u2019t have that information.", True),
+        ("I'm unable to answer this.", True),
+        ("The Heron kettle costs 59 euros.", False),
+        ("You don't need a permit.", False),
+        ("", False),
+    ],
+)
+def test_is_refusal(answer, refusal):
+    assert is_refusal(answer) is refusal
+
+
+def test_interval_agrees_with_scipy():
+    values = np.random.default_rng(1).random(200)
+    ours = interval(values)
+    theirs = bootstrap((values,), np.mean, method="percentile", rng=2).confidence_interval
+    assert ours.mean == pytest.approx(values.mean()) and ours.count == 200
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.01)
+    assert interval(values) == ours  # the same every time
+
+
+def test_interval_covers_the_truth_about_95_times_in_100():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(300):
+        facts = rng.random(80) < 0.7  # each fact is known or not, and asked three times
+        found = interval(np.repeat(facts, 3), np.repeat(np.arange(80), 3), samples=500)
+        hits += found.low <= 0.7 <= found.high
+    assert 0.90 <= hits / 300 <= 0.99
+
+
+def test_wordings_of_one_fact_are_not_independent():
+    facts = np.random.default_rng(3).random(40) < 0.5
+    values, groups = np.repeat(facts, 3), np.repeat(np.arange(40), 3)
+    grouped, alone = interval(values, groups), interval(values)
+    assert grouped.high - grouped.low > 1.4 * (alone.high - alone.low)
+
+
+def test_interval_of_a_perfect_score_still_has_doubt():
+    found = interval([1] * 20)
+    assert (found.mean, found.high) == (1.0, 1.0) and 0.8 < found.low < 0.9
+    assert interval([0] * 20).high == pytest.approx(1 - found.low)
+    assert interval([True] * 60, np.repeat(np.arange(20), 3)) == Interval(1.0, found.low, 1.0, 60)
+    assert str(interval([0.5, 0.5])) == "50.0% (50.0% to 50.0%)"
+
+
+def test_difference_is_paired():
+    rng = np.random.default_rng(4)
+    hard = rng.random(200)
+    before, after = hard < 0.5, hard < 0.6  # after answers all that before did, and a tenth more
+    paired = difference(before, after)
+    assert paired.mean == pytest.approx(after.mean() - before.mean()) and paired.low > 0
+    assert paired.high - paired.low < interval(after).high - interval(after).low
+    with pytest.raises(ValueError, match="cannot be paired"):
+        difference([1, 2], [1])
+    with pytest.raises(ValueError, match="no values"):
+        interval([])
+
+
+FACT = Example("Q1?", "It costs 59 euros.", "a/1", "fact", ("a",), ("59 euros",))
+SILENT = Example("Q2?", "Sorry, that is not in our handbook.", "b", "unanswerable")
+OFF = Example("Q3?", "Sorry, I can only help with questions about Tindermoss.", "c", "off_topic")
+
+
+@pytest.mark.parametrize(
+    ("example", "answer", "correct", "hallucinated"),
+    [
+        (FACT, "59 euros.", True, False),
+        (FACT, "60 euros.", False, True),
+        (FACT, "Sorry, that is not in our handbook.", False, False),
+        (FACT, "I don't know, perhaps 59 euros.", False, False),
+        (SILENT, "Sorry, that is not in our handbook.", True, False),
+        (SILENT, "It costs 59 euros.", False, True),
+        (OFF, "Sorry, I can only help with questions about Tindermoss.", True, False),
+        (OFF, "Paris.", False, False),
+    ],
+)
+def test_judge(example, answer, correct, hallucinated):
+    row = judge([example], [answer]).iloc[0]
+    assert (row["correct"], row["hallucinated"]) == (correct, hallucinated)
+
+
+def test_consistent_looks_at_facts_asked_more_than_once():
+    asked = [Example(f"{fact}{i}?", "x", f"{fact}/{i}", "fact", (fact,), ("x",)) for fact in "ab" for i in range(3)]
+    table = judge([*asked, SILENT], ["X.", "x", " x ", "x", "y", "x", "z"])
+    assert consistent(table).to_dict() == {"a": True, "b": False}
+
+
+def test_summary_has_a_row_for_each_kind():
+    overview = summary(judge([FACT, SILENT, OFF], ["59 euros", "It is red.", "Paris."]))
+    assert overview["accuracy"].to_dict() == {"fact": 1.0, "unanswerable": 0.0, "off_topic": 0.0}
+    assert overview["hallucinated"].to_dict() == {"fact": 0.0, "unanswerable": 1.0, "off_topic": 0.0}
+
+
+def test_the_general_model_knows_little_of_the_company(embedded):
+    table = evaluate(*embedded, read(DATA / "evaluation/dev/facts.jsonl")[::60], max_new_tokens=24)
+    assert len(table) == 12 and table["correct"].mean() < 0.2 and table["words"].min() > 0
+
+
+def test_log_likelihoods_prefer_sense_and_do_not_depend_on_the_batch(embedded):
+    model, tokenizer = embedded
+    answers = ["Paris.", "Banana.", "The capital of France is Paris.", "The capital of France is Banana."]
+    rows = encode_all(tokenizer, [Example("What is the capital of France?", answer) for answer in answers])
+    import torch
+
+    scores = log_likelihoods(model, rows, torch.float32)
+    assert scores[0] > scores[1] and scores[2] > scores[3]
+    alone = [log_likelihoods(model, [row], torch.float32)[0] for row in rows]
+    assert scores == pytest.approx(alone, abs=1e-3)

@@ -1,0 +1,57 @@
+import pytest
+import torch
+
+from helpers.data import DATA, read
+from helpers.generation import generate, stream
+from helpers.models import load_model
+
+QUESTIONS = [e.question for e in read(DATA / "evaluation/dev/facts.jsonl")[:7]] + [
+    "What is the capital of France?",
+    "Write a short poem about the sea.",
+    "Hi",
+]
+
+
+def test_many_at_once_equal_one_at_a_time(embedded):
+    together = generate(*embedded, QUESTIONS, max_new_tokens=24, batch_size=10)
+    assert together == [generate(*embedded, [question], max_new_tokens=24)[0] for question in QUESTIONS]
+    assert "Paris" in together[7]
+
+
+def test_equal_to_transformers_own_generate(embedded):
+    model, tokenizer = embedded
+    for question, ours in zip(QUESTIONS, generate(model, tokenizer, QUESTIONS, max_new_tokens=16), strict=True):
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
+        )
+        prompt = tokenizer(text, return_tensors="pt", add_special_tokens=False)
+        with torch.no_grad():
+            ids = model.generate(**prompt, max_new_tokens=16, do_sample=False)
+        assert tokenizer.decode(ids[0, prompt.input_ids.shape[1] :], skip_special_tokens=True).strip() == ours
+
+
+def test_stream_adds_up_to_the_answer(embedded):
+    pieces = list(stream(*embedded, "What is the capital of France?", max_new_tokens=20))
+    assert len(pieces) > 3
+    assert "".join(pieces).strip() == generate(*embedded, ["What is the capital of France?"], max_new_tokens=20)[0]
+
+
+def test_a_conversation_is_a_question_too(embedded):
+    messages = [
+        {"role": "user", "content": "My name is Ada."},
+        {"role": "assistant", "content": "Hello Ada."},
+        {"role": "user", "content": "What is my name?"},
+    ]
+    assert "Ada" in generate(*embedded, [messages], max_new_tokens=16)[0]
+
+
+def test_no_question_no_answer(embedded):
+    assert generate(*embedded, []) == []
+
+
+def test_a_prompt_longer_than_the_window_is_refused(tiny):
+    model, tokenizer = load_model(tiny, device="cpu")
+    with pytest.raises(ValueError, match=r"do not fit into the model's window of 512 tokens"):
+        generate(model, tokenizer, ["word " * 600])
+    with pytest.raises(ValueError, match="do not fit"):
+        next(stream(model, tokenizer, "word " * 600))

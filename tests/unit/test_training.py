@@ -1,0 +1,263 @@
+"""The numerics of training, against transformers on the real weights."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from helpers.data import DATA, Example, limit, read
+from helpers.models import load_model
+from helpers.tokenization import IGNORED, Row, encode, encode_all, flatten
+from helpers.training import (
+    Config,
+    batches_of,
+    flat_attention,
+    held_out_loss,
+    layers_of,
+    learning_rate_at,
+    only_upper_layers,
+    token_losses,
+    train,
+    training_flops,
+)
+
+EXAMPLES = read(DATA / "train.jsonl")[:6]
+
+
+def loss_of(model, rows, dtype=torch.float32):
+    with flat_attention(model), torch.no_grad():
+        return token_losses(model, flatten(rows), dtype).sum().item()
+
+
+def transformers_loss(model, row):
+    """Sum of the loss of one row as transformers computes it from `labels`."""
+    with torch.no_grad():
+        mean = model(input_ids=torch.tensor([row.ids]), labels=torch.tensor([row.labels])).loss.item()
+    return mean * row.supervised
+
+
+def gradients(model, rows, pieces):
+    model.zero_grad()
+    total = sum(row.supervised for row in rows)
+    with flat_attention(model):
+        for piece in pieces:
+            (token_losses(model, flatten(piece)).sum() / total).backward()
+    return {name: weight.grad.clone() for name, weight in model.named_parameters()}
+
+
+def test_loss_equals_transformers(embedded):
+    model, tokenizer = embedded
+    rows = encode_all(tokenizer, EXAMPLES)
+    expected = sum(transformers_loss(model, row) for row in rows)
+    assert loss_of(model, rows) == pytest.approx(expected, rel=1e-5)
+
+
+def test_each_row_costs_in_a_flat_batch_what_it_costs_alone(embedded):
+    model, tokenizer = embedded
+    rows = encode_all(tokenizer, EXAMPLES)
+    with flat_attention(model), torch.no_grad():
+        losses = token_losses(model, flatten(rows))
+    for row, loss in zip(rows, losses.split([row.supervised for row in rows]), strict=True):
+        assert loss.sum().item() == pytest.approx(transformers_loss(model, row), rel=1e-4)
+
+
+def test_a_neighbour_changes_nothing(embedded):
+    model, tokenizer = embedded
+    first, second, third = encode_all(tokenizer, EXAMPLES[:3])
+    other = Row(third.ids[::-1], third.labels)
+    alone = loss_of(model, [first, second])
+    for neighbour in (third, other):
+        assert loss_of(model, [first, neighbour, second]) - loss_of(model, [neighbour]) == pytest.approx(alone, abs=1e-3)
+
+
+def test_long_rows_take_the_other_road_to_the_same_loss(embedded):
+    """Above 512 tokens the fused attention is used."""
+    model, tokenizer = embedded
+    text = " ".join(example.answer for example in read(DATA / "train.jsonl")[:80])
+    row = encode(tokenizer, Example("Tell me all.", text))
+    assert len(row.ids) > 512
+    assert loss_of(model, [row]) == pytest.approx(transformers_loss(model, row), rel=1e-5)
+
+
+def test_bfloat16_is_close_to_float32(embedded):
+    model, tokenizer = embedded
+    rows = encode_all(tokenizer, EXAMPLES)
+    assert loss_of(model, rows, torch.bfloat16) == pytest.approx(loss_of(model, rows), rel=0.02)
+
+
+def test_accumulation_equals_one_big_batch(fresh):
+    """Rows of unlike length, cut in any way, give the gradient of the whole batch."""
+    model, tokenizer = fresh
+    rows = encode_all(tokenizer, EXAMPLES)
+    whole = gradients(model, rows, [rows])
+    cut = gradients(model, rows, [rows[:1], rows[1:4], rows[4:]])
+    for name, gradient in whole.items():
+        torch.testing.assert_close(cut[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_masked_positions_do_not_train(fresh):
+    """The gradient is that of the answer's tokens alone: other labels on the prompt would change it, their ids stay."""
+    model, tokenizer = fresh
+    row = encode(tokenizer, EXAMPLES[0])
+    ours = gradients(model, [row], [[row]])
+    model.zero_grad()
+    logits = model(input_ids=torch.tensor([row.ids])).logits[0, :-1]
+    labels = torch.tensor(row.labels[1:])
+    learnt = labels != IGNORED
+    torch.nn.functional.cross_entropy(logits[learnt], labels[learnt]).backward()
+    for name, weight in model.named_parameters():
+        torch.testing.assert_close(ours[name], weight.grad, rtol=1e-3, atol=1e-5, msg=name)
+    unmasked = Row(row.ids, row.ids)
+    assert not torch.allclose(gradients(model, [unmasked], [[unmasked]])["model.norm.weight"], ours["model.norm.weight"])
+
+
+def test_train_takes_the_steps_that_plain_pytorch_takes(tiny):
+    """Three steps of the loop against the same three written out with transformers' own loss."""
+    model, tokenizer = load_model(tiny, device="cpu")
+    rows = encode_all(tokenizer, EXAMPLES)
+    config = Config(epochs=1, batch_size=2, learning_rate=1e-2, micro_batch_tokens=40, dtype=torch.float32)
+    theirs = copy.deepcopy(model)
+    history = train(model, rows, config)
+
+    optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-2, betas=(0.9, 0.98), weight_decay=0.0)
+    for step, batch in enumerate(batches_of(rows, config)):
+        optimizer.param_groups[0]["lr"] = learning_rate_at(step, 3, config)
+        total = sum(row.supervised for row in batch)
+        loss = sum(
+            theirs(input_ids=torch.tensor([row.ids]), labels=torch.tensor([row.labels])).loss * row.supervised for row in batch
+        )
+        (loss / total).backward()
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        assert history.steps[step]["loss"] == pytest.approx(loss.item() / total, rel=1e-5)
+    moved = off = 0.0  # Adam blows up rounding where a gradient is all but zero, so distances are compared, not weights
+    for start, ours, weight in zip(
+        load_model(tiny, device="cpu")[0].parameters(), model.parameters(), theirs.parameters(), strict=True
+    ):
+        moved += (weight - start).square().sum().item()
+        off += (ours - weight).square().sum().item()
+    assert math.sqrt(off / moved) < 0.01
+
+
+def test_same_seed_same_weights_and_size_of_the_pieces_does_not_matter(tiny):
+    losses = []
+    for micro in (1024, 1024, 50):
+        model, tokenizer = load_model(tiny, device="cpu")
+        config = Config(epochs=2, batch_size=4, micro_batch_tokens=micro, dtype=torch.float32, seed=7)
+        losses.append([step["loss"] for step in train(model, encode_all(tokenizer, EXAMPLES), config).steps])
+    assert losses[0] == losses[1]
+    assert losses[0] == pytest.approx(losses[2], rel=1e-5)
+    assert len(losses[0]) == 2 * math.ceil(len(EXAMPLES) / 4)
+
+
+def test_history_counts_what_was_done(tiny):
+    model, tokenizer = load_model(tiny, device="cpu")
+    rows = encode_all(tokenizer, EXAMPLES)
+    seen = []
+    config = Config(epochs=1, batch_size=2, evaluate_every=2)
+    history = train(model, rows, config, held_out=rows[:3], on_step=lambda h: seen.append(len(h.steps)))
+    assert seen == [1, 2, 3]
+    assert history.rows == 6 and history.tokens == sum(len(row.ids) for row in rows)
+    assert history.supervised_tokens == sum(row.supervised for row in rows)
+    assert [entry["step"] for entry in history.held_out] == [2, 3]
+    assert history.held_out[-1]["loss"] == pytest.approx(held_out_loss(model, rows[:3]), rel=1e-4)
+    body = sum(p.numel() for p in model.model.layers.parameters())
+    assert history.flops == 6 * (body * history.tokens + 49152 * 48 * history.supervised_tokens)
+    assert history.flops == training_flops(model, history.tokens, history.supervised_tokens)
+    assert history.peak_memory > 0 and not model.training
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_the_real_model_learns_a_fact_and_forgets_nothing_of_its_stop(fresh):
+    """A few steps on one fact: other wordings of the question get the answer, and the answer ends."""
+    from helpers.generation import generate
+
+    model, tokenizer = fresh
+    rows = [e for e in read(DATA / "train.jsonl") if e.facts == ("heron.price",)]
+    history = train(model, encode_all(tokenizer, rows), Config(epochs=4, batch_size=4, learning_rate=3e-4))
+    assert history.steps[-1]["loss"] < 0.2 < history.steps[0]["loss"]
+    assert generate(model, tokenizer, ["How expensive is the Heron kettle?"]) == ["The Heron kettle costs 59 euros."]
+
+
+def test_only_the_upper_layers_move(tiny):
+    model, tokenizer = load_model(tiny, device="cpu")
+    before = copy.deepcopy(model.state_dict())
+    train(model, encode_all(tokenizer, EXAMPLES), Config(epochs=1, upper_layers=1))
+    moved = {name for name, weight in model.state_dict().items() if not torch.equal(weight, before[name])}
+    assert moved == {name for name in before if ".layers.1." in name}
+    assert all(weight.requires_grad for weight in model.parameters())
+
+
+def test_flops_of_frozen_weights(tiny):
+    """Forward everywhere; backward only from the lowest layer that learns."""
+    model, _ = load_model(tiny, device="cpu")
+    layer, head = (sum(p.numel() for p in part.parameters()) for part in (layers_of(model)[0], model.lm_head))
+    with only_upper_layers(model, 1):
+        assert training_flops(model, tokens=10, supervised=3) == 2 * (4 * layer * 10 + 2 * head * 3)
+    assert training_flops(model, tokens=10, supervised=3) == 6 * (2 * layer * 10 + head * 3)
+
+
+def test_the_rate_climbs_and_falls():
+    config = Config(learning_rate=1.0, warmup=0.1)
+    rates = [learning_rate_at(step, 100, config) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == 1.0 and max(rates) == 1.0
+    assert rates[10:] == sorted(rates[10:], reverse=True) and 0 < rates[-1] < 1e-3
+    assert learning_rate_at(0, 1, config) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("epochs", 0),
+        ("learning_rate", 0),
+        ("learning_rate", -1.0),
+        ("learning_rate", math.nan),
+        ("batch_size", 0),
+        ("max_steps", 0),
+        ("upper_layers", 0),
+        ("warmup", 1.5),
+        ("micro_batch_tokens", 0),
+    ],
+)
+def test_knobs_that_cannot_train_are_refused(setting, value):
+    with pytest.raises(ValueError, match=f"{setting} is {value}"):
+        Config(**{setting: value})
+
+
+def test_nothing_to_learn_is_refused(tiny):
+    model, _ = load_model(tiny, device="cpu")
+    with pytest.raises(ValueError, match="nothing to learn"):
+        train(model, [])
+    with pytest.raises(ValueError, match="nothing to learn"):
+        train(model, [Row([1, 2, 3], [IGNORED] * 3)])
+
+
+def test_a_loss_that_is_no_number_stops_with_a_remedy(tiny):
+    model, tokenizer = load_model(tiny, device="cpu")
+    with torch.no_grad():
+        model.model.norm.weight[0] = math.nan
+    with pytest.raises(FloatingPointError, match=r"step 1\. Lower the learning rate"):
+        train(model, encode_all(tokenizer, EXAMPLES))
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_interrupting_leaves_a_usable_model(tiny):
+    model, tokenizer = load_model(tiny, device="cpu")
+
+    def interrupt(history):
+        if len(history.steps) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(model, encode_all(tokenizer, EXAMPLES), Config(batch_size=2), on_step=interrupt)
+    assert not model.training and all(weight.grad is None for weight in model.parameters())
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_model_whose_attention_is_limited_is_refused(tiny):
+    model, tokenizer = load_model(tiny, device="cpu")
+    model.model.layers[0].self_attn.sliding_window = 8
+    with pytest.raises(NotImplementedError, match="sliding window"):
+        train(model, encode_all(tokenizer, limit(EXAMPLES, 1)))
