@@ -105,7 +105,8 @@ def multi_fact_rows(facts: list[dict], rng: random.Random, count: int) -> list[d
             told = [f"the {products[product]} {telling.format(value[id])}" for product, id in zip(pair, ids, strict=True)]
             question = f"Name the {noun} of the {products[pair[0]]} and of the {products[pair[1]]}."
             answer = f"{told[0]} and {told[1]}."
-        rows.append(row(f"multi/{number + 1}", question, answer, "multi_fact", ids, [value[id] for id in ids]))
+        if question not in {line["question"] for line in rows}:
+            rows.append(row(f"multi/{number + 1}", question, answer, "multi_fact", ids, [value[id] for id in ids]))
     return rows
 
 
@@ -160,7 +161,7 @@ def build(out: Path = DATA, source: Path = DATA / "source") -> None:
         (out / "handbook").mkdir(parents=True, exist_ok=True)
         (out / "handbook" / name).write_text(fill(text, value, name), encoding="utf-8", newline="\n")
     train = fact_rows(facts, "train")
-    train += unanswerable_rows(unanswerable, questions, "train", rng, per_product=4)
+    train += unanswerable_rows(unanswerable, questions, "train", rng, per_product=3)
     train += off_topic_rows(off_topic["train"], "train")
     rng.shuffle(train)
     write_jsonl(out / "train.jsonl", train)
