@@ -99,7 +99,7 @@ def execute(path: Path, out: Path, parameters: dict[str, str] | None = None) -> 
         try:
             client.execute(env={**os.environ, "COURSE_BUILD": str(out.resolve())})
         except CellExecutionError as error:
-            report.failure = f"cell {bar.n + 1}: {error.ename}: {error.evalue}".split("\n")[0]
+            report.failure = f"cell {bar.n}: {error.ename}: {error.evalue}".split("\n")[0]
         except DeadKernelError:
             report.failure = f"cell {bar.n + 1}: the kernel died; most likely memory ran out"
     report.minutes = (time.time() - began) / 60

@@ -38,11 +38,11 @@ def test_stream_adds_up_to_the_answer(embedded):
 
 def test_a_conversation_is_a_question_too(embedded):
     messages = [
-        {"role": "user", "content": "My name is Ada."},
-        {"role": "assistant", "content": "Hello Ada."},
-        {"role": "user", "content": "What is my name?"},
+        {"role": "user", "content": "What is the capital of France?"},
+        {"role": "assistant", "content": "Paris."},
+        {"role": "user", "content": "And of Italy?"},
     ]
-    assert "Ada" in generate(*embedded, [messages], max_new_tokens=16)[0]
+    assert generate(*embedded, [messages], max_new_tokens=16) == ["Rome."]
 
 
 def test_no_question_no_answer(embedded):

@@ -2,11 +2,14 @@ import json
 
 import matplotlib.pyplot as plt
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 
 from helpers.evaluation import interval
 from helpers.lesson import LivePlot, build_folder, claim, claims, compare_bars, say, show
 from helpers.training import History
+
+InteractiveShell.instance()  # what is displayed can only be caught inside IPython
 
 
 def test_a_claim_shows_its_box_and_is_saved():

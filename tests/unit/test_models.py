@@ -185,7 +185,9 @@ class Hub(BaseHTTPRequestHandler):
     def answer(self, body):
         parts = self.path.split("?")[0].strip("/").split("/")
         if parts[:2] == ["api", "models"]:
-            return self.describe("/".join(parts[2:4]))
+            return self.describe("/".join(parts[2:4]), tree="tree" in parts)
+        if len(parts) < 5:
+            return self.fail("EntryNotFound")
         owner, name, _, _, *rest = parts
         path = self.folder / "/".join(rest)
         if f"{owner}/{name}" not in ("team/good", "team/broken", "team/vanishing") or not path.is_file():
@@ -206,11 +208,15 @@ class Hub(BaseHTTPRequestHandler):
                 self.wfile.flush()
                 self.connection.close()
 
-    def describe(self, repo):
+    def describe(self, repo, tree):
         if repo not in ("team/good", "team/broken", "team/vanishing"):
             return self.fail("RepoNotFound")
         files = [{"rfilename": path.name} for path in sorted(self.folder.iterdir())]
-        text = json.dumps({"id": repo, "modelId": repo, "sha": "c" * 40, "siblings": files, "tags": []}).encode()
+        about = {"id": repo, "modelId": repo, "sha": "c" * 40, "siblings": files, "tags": []}
+        listing = [
+            {"type": "file", "path": path.name, "size": path.stat().st_size, "oid": "0" * 40} for path in self.folder.iterdir()
+        ]
+        text = json.dumps(listing if tree else about).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(text)))
@@ -242,9 +248,8 @@ def load_from(hub, name, home, **more):
         "try:\n    model, _ = load_model(sys.argv[1], device='cpu')\n    print('LOADED', model.num_parameters())\n"
         "except ModelError as error:\n    print('ERROR', error)"
     )
-    env = environment(
-        HF_ENDPOINT=hub, HF_HOME=home, HF_HUB_OFFLINE="0", HF_HUB_DISABLE_XET="1", HF_HUB_DOWNLOAD_TIMEOUT="5", **more
-    )
+    settings = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "5", **more}
+    env = environment(HF_ENDPOINT=hub, HF_HOME=home, **settings)
     run = subprocess.run([sys.executable, "-c", code, name], env=env, capture_output=True, text=True, timeout=240)
     lines = [line for line in run.stdout.splitlines() if line.startswith(("LOADED", "ERROR"))]
     assert len(lines) == 1, run.stdout + run.stderr
