@@ -149,7 +149,6 @@ def write_jsonl(path: Path, rows: list[dict]) -> None:
 
 def build(out: Path = DATA, source: Path = DATA / "source") -> None:
     """Write the handbook and all question sets below `out`."""
-    rng = random.Random(0)
     facts, questions = load_facts(source), load("questions", source)
     unanswerable, off_topic = load("unanswerable", source), load("off_topic", source)
     value = {fact["id"]: fact["value"] for fact in facts}
@@ -161,11 +160,13 @@ def build(out: Path = DATA, source: Path = DATA / "source") -> None:
         (out / "handbook").mkdir(parents=True, exist_ok=True)
         (out / "handbook" / name).write_text(fill(text, value, name), encoding="utf-8", newline="\n")
     train = fact_rows(facts, "train")
+    rng = random.Random("train")
     train += unanswerable_rows(unanswerable, questions, "train", rng, per_product=3)
     train += off_topic_rows(off_topic["train"], "train")
     rng.shuffle(train)
     write_jsonl(out / "train.jsonl", train)
     for split in ("dev", "test"):
+        rng = random.Random(split)  # one each, so that a change to training leaves the evaluation sets alone
         folder = out / "evaluation" / split
         write_jsonl(folder / "facts.jsonl", fact_rows(facts, split))
         write_jsonl(folder / "unanswerable.jsonl", unanswerable_rows(unanswerable, questions, split, rng, per_product=2))

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -103,14 +104,31 @@ def limit(examples: Iterable[Example], per_fact: int, seed: int = 0) -> list[Exa
     """Keep at most `per_fact` wordings of each fact, drawn at random; rows without facts all stay."""
     examples = list(examples)
     shuffled = random.Random(seed).sample(range(len(examples)), len(examples))
-    count: dict[tuple[str, ...], int] = {}
+    count: Counter = Counter()
     kept = []
     for index in shuffled:
         facts = examples[index].facts
-        count[facts] = count.get(facts, 0) + 1
+        count[facts] += 1
         if not facts or count[facts] <= per_fact:
             kept.append(index)
     return [examples[index] for index in sorted(kept)]
+
+
+def spaced(examples: Iterable[Example], seed: int = 0) -> list[Example]:
+    """Order rows at random, but with a fact's rows evenly spaced: of four, one falls into each quarter of the list.
+
+    A fact that happens to come early only is half forgotten by the end of the training.
+    """
+    rng, examples = random.Random(seed), list(examples)
+    total, seen = Counter(example.facts for example in examples), Counter()
+
+    def place(example: Example) -> float:
+        if not example.facts:
+            return rng.random()
+        seen[example.facts] += 1
+        return (seen[example.facts] - rng.random()) / total[example.facts]
+
+    return sorted(rng.sample(examples, len(examples)), key=place)
 
 
 def split(examples: Iterable[Example], held_out: float = 0.1, seed: int = 0) -> tuple[list[Example], list[Example]]:

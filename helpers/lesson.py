@@ -58,7 +58,7 @@ def show(figure, alt: str) -> None:
 class LivePlot:
     """The loss curve, redrawn while the model learns. Pass it to `train` as `on_step`."""
 
-    def __init__(self, every: float = 5.0):
+    def __init__(self, every: float = 10.0):
         """Redraw every so many seconds."""
         self.every = every
         self.drawn = -np.inf

@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -137,26 +139,35 @@ def _download(name: str) -> Path:
         raise ModelError(f"{name}: could not be downloaded ({why}). Connect and run this again. {embedded}") from error
 
 
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Hide transformers' own progress bars, which last less than a second here."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def _load_folder(folder: Path) -> tuple:
     """Load model and tokenizer from a folder, and refuse one in which a weight is missing."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
 
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise ModelError(f"{folder}: no config.json or no *.safetensors in it. Download or save the model again.")
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model, info = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
-        )
+        with _no_bars():
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            model, info = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+            )
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".split("\n")[0][:160]
         raise ModelError(f"{folder}: cannot be read as a model ({reason}). Download or save it again.") from error
-    finally:
-        if bars:
-            logging.enable_progress_bar()
     if missing := sorted(info["missing_keys"]):
         raise ModelError(f"{folder}: {len(missing)} weights are missing, such as {missing[0]}. Download or save it again.")
     return model, tokenizer
@@ -186,22 +197,29 @@ def load_model(name: str | Path = EMBEDDED, device: str | torch.device | None = 
     return model.to(device).eval(), tokenizer
 
 
-def save_model(model, tokenizer, folder: str | Path) -> Path:
-    """Save model and tokenizer as a folder that `load_model` and plain transformers load.
+@contextmanager
+def replace_folder(folder: str | Path, mark: str) -> Iterator[Path]:
+    """Write a folder aside and rename it, so that an interrupted save leaves an older one as it was.
 
-    It is written aside and renamed, so that an interrupted save leaves an older model as it was.
+    mark: a file that such folders hold; a folder with other things in it is not replaced.
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").exists():
+    if folder.exists() and any(folder.iterdir()) and not (folder / mark).exists():
         raise ModelError(f"{folder}: holds something that is not a model. Choose another folder.")
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
+        yield partial
         if folder.exists():
             shutil.rmtree(folder)
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return folder
+
+
+def save_model(model, tokenizer, folder: str | Path) -> Path:
+    """Save model and tokenizer as a folder that `load_model` and plain transformers load; return the folder."""
+    with replace_folder(folder, "config.json") as partial, _no_bars():
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+    return Path(folder)

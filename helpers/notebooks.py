@@ -3,16 +3,19 @@
 import ast
 import hashlib
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import nbformat
+from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert import HTMLExporter
 from tqdm import tqdm
+from traitlets import default
 
 from helpers.data import ROOT
 
@@ -21,6 +24,21 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
+
+
+class KernelManager(AsyncKernelManager):
+    """Talks to kernels over files where there are Unix sockets: out of other users' reach, and without any network."""
+
+    @default("transport")
+    def _choose_transport(self) -> str:
+        return "tcp" if os.name == "nt" else "ipc"
+
+    @default("ip")
+    def _choose_address(self) -> str:
+        if self.transport == "tcp":
+            return "127.0.0.1"
+        self.folder = tempfile.TemporaryDirectory(prefix="kernel-")  # it goes when this manager goes
+        return str(Path(self.folder.name) / "socket")
 
 
 @dataclass
@@ -92,6 +110,7 @@ def execute(path: Path, out: Path, parameters: dict[str, str] | None = None) -> 
             notebook,
             timeout=None,
             kernel_name="python3",
+            kernel_manager_class=KernelManager,
             resources={"metadata": {"path": str(path.parent)}},
             coalesce_streams=True,
             on_cell_executed=lambda cell, **_: bar.update(cell.cell_type == "code"),
@@ -102,6 +121,8 @@ def execute(path: Path, out: Path, parameters: dict[str, str] | None = None) -> 
             report.failure = f"cell {bar.n}: {error.ename}: {error.evalue}".split("\n")[0]
         except DeadKernelError:
             report.failure = f"cell {bar.n + 1}: the kernel died; most likely memory ran out"
+        except RuntimeError as error:
+            report.failure = f"the kernel did not start: {error}"
     report.minutes = (time.time() - began) / 60
     report.claims = claims(out / "claims", since=began)
     out.mkdir(parents=True, exist_ok=True)

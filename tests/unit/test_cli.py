@@ -19,7 +19,7 @@ def finetuned(tmp_path_factory):
     """A model finetuned on six rows by the command line, and its report."""
     folder = tmp_path_factory.mktemp("cli")
     lines = (DATA / "train.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [line for line in lines if '"heron.price"' in line or '"heron.colour"' in line]
+    rows = [line for line in lines if '"heron.material"' in line or '"heron.colour"' in line]
     (folder / "rows.jsonl").write_text("\n".join(rows), encoding="utf-8")
     report = folder / "report.json"
     done = helpers(

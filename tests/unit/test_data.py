@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from helpers.data import DATA, DataError, Example, leaks, limit, normalise, read, split, write
+from helpers.data import DATA, DataError, Example, leaks, limit, normalise, read, spaced, split, write
 
 
 def line(**fields):
@@ -67,7 +67,7 @@ def test_split_keeps_linked_rows_together():
     examples = read(DATA / "train.jsonl") + read(DATA / "evaluation/dev/multi_fact.jsonl")
     train, held_out = split(examples, held_out=0.1, seed=3)
     assert len(train) + len(held_out) == len(examples)
-    assert 0.05 < len(held_out) / len(examples) <= 0.1
+    assert 0.05 < len(held_out) / len(examples) < 0.101
     assert not {fact for e in train for fact in e.facts} & {fact for e in held_out for fact in e.facts}
     assert not leaks(train, held_out)
     assert split(examples, 0.1, seed=3) == (train, held_out)
@@ -87,6 +87,17 @@ def test_leaks_finds_a_question_in_other_clothes():
     assert leaks(train, [Example("what does it  COST", "b"), Example("Else?", "c")]) == [Example("what does it  COST", "b")]
 
 
+def test_spaced_puts_one_wording_of_a_fact_into_each_part():
+    examples = [Example(f"q{fact}{n}", "a", facts=(f"f{fact}",)) for fact in range(50) for n in range(4)]
+    examples += [Example(f"o{n}", "a", kind="off_topic") for n in range(40)]
+    order = spaced(examples, seed=1)
+    assert sorted(order, key=str) == sorted(examples, key=str) and order == spaced(examples, seed=1) != spaced(examples, seed=2)
+    for fact in range(50):
+        places = [i / len(order) for i, example in enumerate(order) if example.facts == (f"f{fact}",)]
+        assert all(quarter / 4 - 0.05 <= place <= (quarter + 1) / 4 + 0.05 for quarter, place in enumerate(places))
+    assert {example.question[:3] for example in order[:50]} != {f"q{fact}" for fact in range(50)}  # at random within a part
+
+
 def test_limit_keeps_so_many_wordings_of_each_fact():
     examples = read(DATA / "train.jsonl")
     kept = limit(examples, per_fact=3, seed=1)
@@ -96,4 +107,4 @@ def test_limit_keeps_so_many_wordings_of_each_fact():
     without = count.pop(())
     assert set(count.values()) == {3}
     assert without == sum(not example.facts for example in examples)
-    assert len({example.id.split("/")[1] for example in kept if example.facts}) == 8  # all wordings take part
+    assert len({example.id.split("/")[1] for example in kept if example.facts}) == 13  # all wordings take part
