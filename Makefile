@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 REQUIREMENTS := requirements.txt requirements-model.txt constraints.txt pyproject.toml
 
-.PHONY: course test install lab data lint update clean
+.PHONY: course test install lab data lint update bench clean
 
 course: install  ## run every notebook, with a report at the end
 	$(BIN)/python -m helpers run --out build
@@ -32,6 +32,10 @@ lint: $(VENV)/.tests-installed  ## mend format and simple faults
 update: install  ## for maintainers: run the course in full and put its outputs into notebooks/
 	$(BIN)/python -m helpers run --out build --update
 
+bench: $(VENV)/.bench-installed  ## measure our loop against Trainer and TRL, into build/benchmarks
+	$(BIN)/python tests/benchmarks/training.py
+	$(BIN)/python tests/benchmarks/generation.py
+
 clean:  ## remove what the course has made; .venv and the model's cache stay
 	rm -rf build
 
@@ -50,4 +54,8 @@ endif
 
 $(VENV)/.tests-installed: tests/requirements.txt $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -r tests/requirements.txt
+	touch $@
+
+$(VENV)/.bench-installed: tests/benchmarks/requirements.txt $(VENV)/.tests-installed
+	$(BIN)/python -m pip install --quiet -r tests/benchmarks/requirements.txt
 	touch $@

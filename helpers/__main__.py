@@ -72,32 +72,70 @@ def run(args: argparse.Namespace) -> int:
     return 0 if run(args.notebook, args.out, parameters, args.update) else 1
 
 
+def load(name: str) -> tuple:
+    """Load a model by name or folder; the folder of an adapter gives its base with the adapter merged in."""
+    from helpers import lora
+    from helpers.models import load_model
+
+    config = Path(name) / "adapter_config.json"
+    if not config.is_file():
+        return load_model(name)
+    model, tokenizer = load_model(json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"] or "embedded")
+    lora.load(model, name)
+    lora.merge(model)
+    return model, tokenizer
+
+
 def train(args: argparse.Namespace) -> int:
-    """Finetune a model on a file and save it."""
+    """Finetune a model on a file and save it. Under `accelerate launch` every process comes here, the first one speaks."""
+    import shutil
+
+    from helpers import checkpoint, lora
     from helpers.data import read, split
-    from helpers.models import load_model, save_model
+    from helpers.models import load_model, pick_device, save_model
+    from helpers.process import processes, tensorboard
     from helpers.tokenization import encode_all
     from helpers.training import Config, train
 
     config = Config(epochs=args.epochs, learning_rate=args.learning_rate, max_steps=args.max_steps, seed=args.seed)
+    config.checkpoint_every = args.checkpoint_every or config.checkpoint_every
+    state = processes(pick_device())
     examples, held_out = read(args.data), []
     if args.held_out:
         examples, held_out = split(examples, args.held_out, seed=args.seed)
-    print(f"{len(examples)} rows to train on, {len(held_out)} held out.")
-    model, tokenizer = load_model(args.model)
+    state.print(f"{len(examples)} rows to train on, {len(held_out)} held out.")
+
+    def start() -> tuple:
+        model, tokenizer = load_model(args.model)
+        if args.lora_rank:
+            lora.add(model, rank=args.lora_rank, alpha=2 * args.lora_rank, seed=args.seed)
+        return model, tokenizer
+
+    model, tokenizer = start()
     window = getattr(model.config, "max_position_embeddings", None)
     rows, held_rows = (encode_all(tokenizer, part, window) for part in (examples, held_out))
-    history = train(model, rows, config, held_out=held_rows)
-    save_model(model, tokenizer, args.output)
+    checkpoints = args.output.with_name(args.output.name + "-checkpoints")
+    log = tensorboard(args.tensorboard) if args.tensorboard and state.is_main_process else None
+    history = train(model, rows, config, held_rows, on_step=log, folder=checkpoints if args.checkpoint_every else None)
+    if state.num_processes > 1:  # the weights may be cut into shares: put them together in a model of one piece
+        weights = checkpoint.learnt_weights(model)
+        model, tokenizer = start()
+        model.load_state_dict(weights, strict=False)
+    if not state.is_main_process:
+        return 0
+    lora.save(model, args.output) if args.lora_rank else save_model(model, tokenizer, args.output)
+    shutil.rmtree(checkpoints, ignore_errors=True)  # the run is complete
     rate = history.supervised_tokens / history.seconds
     report = {
         "device": str(model.device),
+        "processes": state.num_processes,
         "rows": history.rows,
         "tokens": history.tokens,
         "supervised_tokens": history.supervised_tokens,
         "seconds": history.seconds,
         "supervised_tokens_per_second": rate,
         "peak_memory_gib": history.peak_memory,
+        "resumed_at": history.resumed_at,
         "losses": [step["loss"] for step in history.steps],
         "held_out_losses": history.held_out,
     }
@@ -110,9 +148,8 @@ def train(args: argparse.Namespace) -> int:
 def ask(args: argparse.Namespace) -> int:
     """Answer one question, or chat."""
     from helpers.generation import stream
-    from helpers.models import load_model
 
-    model, tokenizer = load_model(args.model)
+    model, tokenizer = load(args.model)
     if not args.question:
         print("Ask away; an empty line ends the chat. Each question stands alone.")
     while True:
@@ -133,10 +170,9 @@ def evaluate(args: argparse.Namespace) -> int:
     """Ask a model every question of a file and report how it did."""
     from helpers.data import read
     from helpers.evaluation import consistent, evaluate, interval, summary
-    from helpers.models import load_model
 
     examples = read(args.data)
-    model, tokenizer = load_model(args.model)
+    model, tokenizer = load(args.model)
     table = evaluate(model, tokenizer, examples, progress="answering")
     overview = summary(table)
     print(overview.to_string(float_format=lambda value: f"{value:.3f}"))
@@ -182,6 +218,9 @@ def parser() -> argparse.ArgumentParser:
     added.add_argument("--output", type=Path, default=Path("build/models/mine"), help="folder for the finetuned model")
     added.add_argument("--epochs", type=int, default=3, help="how often each row is seen")
     added.add_argument("--learning-rate", type=float, default=4e-4, help="how far a step goes")
+    added.add_argument("--lora-rank", type=int, default=0, help="train an adapter of this rank; 0: the whole model")
+    added.add_argument("--checkpoint-every", type=int, default=100, help="steps between checkpoints; 0: none")
+    added.add_argument("--tensorboard", type=Path, help="folder to log losses to for TensorBoard, if that is installed")
     added.add_argument("--max-steps", type=int, help="stop after so many steps")
     added.add_argument("--held-out", type=float, default=0.0, help="share of the rows to keep back and take a loss of")
     added.add_argument("--seed", type=int, default=0, help="decides the order of the rows and the split")
@@ -206,7 +245,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
         return 130
-    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+    except (ValueError, OSError, RuntimeError, FloatingPointError, ImportError, MemoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 

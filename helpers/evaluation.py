@@ -9,11 +9,12 @@ import pandas as pd
 import torch
 from scipy.stats import binomtest
 
+from helpers.attention import flat_attention
 from helpers.data import Example, normalise
 from helpers.generation import generate
 from helpers.models import pick_dtype
 from helpers.tokenization import Row, flatten
-from helpers.training import flat_attention, token_losses
+from helpers.training import token_losses
 
 # How an answer says that it does not answer: the two sentences of the training data, and what general models write.
 _REFUSAL = re.compile(

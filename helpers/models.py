@@ -35,8 +35,8 @@ class ModelError(RuntimeError):
 
 def pick_device() -> torch.device:
     """Choose the fastest device there is: an NVIDIA GPU, an Apple GPU, or the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
+    if torch.cuda.is_available():  # accelerate gives each process of a machine a GPU of its own
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
@@ -190,6 +190,7 @@ def load_model(name: str | Path = EMBEDDED, device: str | torch.device | None = 
             raise ModelError(f"{name}: there is no such folder. Check the path, or use load_model() for the embedded model.")
         path = _download(str(name))
     model, tokenizer = _load_folder(path)
+    model.name_or_path = str(name)  # an adapter's file names its base
     if tokenizer.chat_template is None:
         tokenizer.chat_template = PLAIN
     if tokenizer.pad_token is None:
@@ -219,6 +220,8 @@ def replace_folder(folder: str | Path, mark: str) -> Iterator[Path]:
 
 def save_model(model, tokenizer, folder: str | Path) -> Path:
     """Save model and tokenizer as a folder that `load_model` and plain transformers load; return the folder."""
+    if any(".lora_A." in name for name, _ in model.named_parameters()):
+        raise ModelError("This model carries an adapter. Call lora.merge first, or lora.save for the adapter alone.")
     with replace_folder(folder, "config.json") as partial, _no_bars():
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)

@@ -2,25 +2,18 @@
 
 import copy
 import math
+import sys
 
 import pytest
 import torch
 
+from helpers.attention import flat_attention
+from helpers.cost import layers_of, training_flops
 from helpers.data import DATA, Example, limit, read
 from helpers.models import load_model
+from helpers.process import tensorboard
 from helpers.tokenization import IGNORED, Row, encode, encode_all, flatten
-from helpers.training import (
-    Config,
-    batches_of,
-    flat_attention,
-    held_out_loss,
-    layers_of,
-    learning_rate_at,
-    only_upper_layers,
-    token_losses,
-    train,
-    training_flops,
-)
+from helpers.training import Config, batches_of, held_out_loss, learning_rate_at, only_upper_layers, token_losses, train
 
 EXAMPLES = read(DATA / "train.jsonl")[:6]
 
@@ -218,12 +211,15 @@ def test_the_rate_climbs_and_falls():
         ("max_steps", 0),
         ("upper_layers", 0),
         ("warmup", 1.5),
+        ("schedule", "'steep'"),
+        ("patience", 0),
+        ("checkpoint_every", 0),
         ("micro_batch_tokens", 0),
     ],
 )
 def test_knobs_that_cannot_train_are_refused(setting, value):
     with pytest.raises(ValueError, match=f"{setting} is {value}"):
-        Config(**{setting: value})
+        Config(**{setting: value.strip("'") if isinstance(value, str) else value})
 
 
 def test_nothing_to_learn_is_refused(tiny):
@@ -238,9 +234,100 @@ def test_a_loss_that_is_no_number_stops_with_a_remedy(tiny):
     model, tokenizer = load_model(tiny, device="cpu")
     with torch.no_grad():
         model.model.norm.weight[0] = math.nan
-    with pytest.raises(FloatingPointError, match=r"step 1\. Lower the learning rate"):
+    with pytest.raises(FloatingPointError, match=r"nan at step 1: .* Lower the learning rate"):
         train(model, encode_all(tokenizer, EXAMPLES))
     assert model.config._attn_implementation == "sdpa"
+
+
+def test_an_exploding_run_is_stopped(tiny):
+    model, tokenizer = load_model(tiny, device="cpu")
+    config = Config(epochs=99, batch_size=2, learning_rate=30.0, dtype=torch.float32)
+    seen = []
+    with pytest.raises(FloatingPointError, match=r"the run has exploded. Lower the learning rate \(30\)"):
+        train(model, encode_all(tokenizer, EXAMPLES), config, on_step=lambda history: seen.append(history.steps[-1]["loss"]))
+    assert not seen[-1] < 1.5 * math.log(model.config.vocab_size)  # the live plot shows it, too
+
+
+def test_a_row_longer_than_the_window_is_named(tiny):
+    model, _ = load_model(tiny, device="cpu")
+    with pytest.raises(ValueError, match="Row 2 has 600 tokens; this model reads at most 512"):
+        train(model, [Row([5, 6], [IGNORED, 6]), Row([5] * 600, [5] * 600)])
+
+
+def test_too_little_memory_says_what_to_do(tiny, monkeypatch):
+    model, tokenizer = load_model(tiny, device="cpu")
+
+    def full(*args, **kwargs):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99999999999 bytes.")
+
+    monkeypatch.setattr(model, "forward", full)
+    with pytest.raises(MemoryError, match="Lower micro_batch_tokens"):
+        train(model, encode_all(tokenizer, EXAMPLES))
+
+
+def test_patience_stops_early_and_gives_back_the_best_weights(tiny):
+    model, _ = load_model(tiny, device="cpu")
+    learnt = [Row([5, 6, 7], [IGNORED, 6, 7])] * 4
+    other = [Row([5, 8, 9], [IGNORED, 8, 9])]  # the same question, answered otherwise: the better the one, the worse this
+    config = Config(epochs=50, batch_size=4, learning_rate=1e-2, evaluate_every=1, patience=3, dtype=torch.float32)
+    history = train(model, learnt, config, held_out=other)
+    losses = [entry["loss"] for entry in history.held_out]
+    best = losses.index(min(losses))
+    assert history.best_step == best + 1 and len(losses) == best + 4 < 50
+    assert held_out_loss(model, other, torch.float32) == pytest.approx(min(losses), rel=1e-5)
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(tiny):
+    weights = []
+    for recompute in (False, True):
+        model, tokenizer = load_model(tiny, device="cpu")
+        config = Config(batch_size=2, max_steps=3, dtype=torch.float32, gradient_checkpointing=recompute)
+        train(model, encode_all(tokenizer, EXAMPLES), config)
+        weights.append(model.state_dict())
+        assert not model.is_activation_checkpointing
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_the_loss_of_the_trainer(tiny, tmp_path):
+    """Same rows, order and rate: transformers' Trainer has the same losses, in float32 to four digits."""
+    from torch.utils.data import SequentialSampler
+    from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
+
+    class InOrder(Trainer):
+        def _get_train_sampler(self, dataset=None):
+            return SequentialSampler(self.train_dataset)
+
+    model, tokenizer = load_model(tiny, device="cpu")
+    rows = encode_all(tokenizer, read(DATA / "train.jsonl")[:12])
+    config = Config(
+        epochs=1, batch_size=3, learning_rate=1e-3, schedule="constant", warmup=0, dtype=torch.float32, shuffle=False
+    )
+    ours = [step["loss"] for step in train(model, rows, config).steps]
+    model, _ = load_model(tiny, device="cpu")
+    options = {"lr_scheduler_type": "constant", "adam_beta2": 0.98, "per_device_train_batch_size": 3, "learning_rate": 1e-3}
+    quiet = {"logging_steps": 1, "save_strategy": "no", "report_to": [], "disable_tqdm": True, "use_cpu": True}
+    arguments = TrainingArguments(tmp_path, num_train_epochs=1, **options, **quiet)
+    dataset = [{"input_ids": row.ids, "labels": row.labels} for row in rows]
+    trainer = InOrder(model, arguments, train_dataset=dataset, data_collator=DataCollatorForSeq2Seq(tokenizer))
+    trainer.train()
+    theirs = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert ours == pytest.approx(theirs, rel=1e-4) and len(ours) == 4
+
+
+def test_tensorboard_gets_every_step(tiny, tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    model, tokenizer = load_model(tiny, device="cpu")
+    rows = encode_all(tokenizer, EXAMPLES)
+    config = Config(epochs=1, batch_size=2)
+    history = train(model, rows, config, held_out=rows[:1], on_step=tensorboard(tmp_path))
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx([step["loss"] for step in history.steps])
+    assert [event.step for event in events.Scalars("held_out_loss")] == [3]
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard")
+    with pytest.raises(ImportError, match="pip install tensorboard"):
+        tensorboard(tmp_path)
 
 
 def test_interrupting_leaves_a_usable_model(tiny):

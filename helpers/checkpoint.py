@@ -1,0 +1,134 @@
+"""Checkpoints: everything a finetune needs to go on after a kill as if nothing had happened."""
+
+import contextlib
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch import distributed
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from helpers.tokenization import Row
+
+KEPT = 2  # checkpoints that stay; should the newest be damaged, the one before is still there
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written or resumed from. The message names the file and the remedy."""
+
+
+def _options() -> StateDictOptions:
+    """Whole tensors on the CPU of the first process, of the weights that learn; alike for one process, DDP and FSDP."""
+    several = distributed.is_initialized() and distributed.get_world_size() > 1
+    return StateDictOptions(
+        full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, broadcast_from_rank0=several, strict=False
+    )
+
+
+def learnt_weights(model) -> dict[str, torch.Tensor]:
+    """Copy the weights that learn, by name: on the first process; other processes get none."""
+    return {name: weight.clone() for name, weight in get_model_state_dict(model, options=_options()).items()}
+
+
+def put_weights(model, weights: dict[str, torch.Tensor]) -> None:
+    """Put copied weights back. Every process calls this; the first one's weights count."""
+    set_model_state_dict(model, weights, options=_options())
+
+
+def fingerprint(model, rows: Sequence[Row], held_out: Sequence[Row], settings: dict) -> dict[str, str]:
+    """Describe what decides a run: its settings, its data, and the weights that it does not change."""
+
+    def digest(parts: Iterable[bytes]) -> str:
+        total = hashlib.sha256()
+        for part in parts:
+            total.update(part)
+        return total.hexdigest()
+
+    frozen = (p.detach().double().sum().item() for p in model.parameters() if not p.requires_grad)
+    shapes = [(name, list(p.shape), p.requires_grad) for name, p in model.named_parameters()]
+    return {
+        **{name: str(value) for name, value in settings.items()},
+        "the training data": digest(str((row.ids, row.labels)).encode() for row in rows),
+        "the held-out data": digest(str((row.ids, row.labels)).encode() for row in held_out),
+        "the model": digest([json.dumps(shapes).encode(), json.dumps(list(frozen)).encode()]),
+    }
+
+
+def _files(folder: Path) -> list[Path]:
+    """List the checkpoints in a folder, oldest first."""
+    return sorted(folder.glob("step-*.pt"))
+
+
+def save(folder: str | Path, model, optimizer, run: dict[str, str], progress: dict) -> None:
+    """Write a checkpoint: aside, flushed to the disk, then renamed, so that a kill never leaves half of one.
+
+    run: the fingerprint.  progress: "step", and what else the loop wants back.
+    Every process calls this, the first one writes. Raises CheckpointError when the disk is full; older ones stay.
+    """
+    state = {
+        "run": run,
+        "progress": progress,
+        "weights": get_model_state_dict(model, options=_options()),
+        "optimizer": get_optimizer_state_dict(model, optimizer, options=_options()),
+        "random": torch.get_rng_state(),
+    }
+    if distributed.is_initialized() and distributed.get_rank() > 0:
+        return
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step-{progress['step']:07d}.pt"
+    aside = path.with_suffix(".partial")
+    try:
+        with aside.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        older = _files(folder)
+        kept = f"{older[-1]} is still good" if older else "there is no older one"
+        raise CheckpointError(f"{path}: could not be written ({error}). Free some space; {kept}.") from error
+    for old in _files(folder)[:-KEPT]:
+        old.unlink()
+
+
+def resume(folder: str | Path, model, optimizer, run: dict[str, str]) -> dict | None:
+    """Bring model, optimizer and random numbers to the newest checkpoint of this very run; return its progress.
+
+    None when the folder has no checkpoint. Raises CheckpointError when the newest is damaged or belongs to another run.
+    """
+    files = _files(Path(folder))
+    if not files:
+        return None
+    path = files[-1]
+    try:
+        with zipfile.ZipFile(path) as archive:  # what torch.save writes; torch.load does not look at its checksums
+            if damaged := archive.testzip():
+                raise ValueError(f"the checksum of {damaged} is wrong")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        theirs, progress = state["run"], state["progress"]
+    except Exception as error:  # a damaged file fails in many ways: zip, pickle, missing keys
+        older = f"the run then goes on from {files[-2].name}" if len(files) > 1 else "the run then starts again"
+        reason = f"{type(error).__name__}: {error}".split("\n")[0][:120]
+        raise CheckpointError(f"{path}: cannot be read as a checkpoint ({reason}). Delete it; {older}.") from error
+    if changed := [name for name in run if theirs.get(name) != run[name]]:
+        raise CheckpointError(
+            f"{path}: belongs to a run in which {changed[0]} was different. "
+            "Set it back to go on, or choose another folder (or delete this one) to start anew."
+        )
+    set_model_state_dict(model, state["weights"], options=_options())
+    set_optimizer_state_dict(model, optimizer, state["optimizer"], options=_options())
+    torch.set_rng_state(state["random"])
+    return progress

@@ -1,0 +1,139 @@
+"""Process: how a long computation lives with its machine: memory, company, reports, and the wish to stop it."""
+
+import ctypes
+import gc
+import os
+import platform
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import torch
+from accelerate import Accelerator
+
+
+def processes(device: torch.device) -> Accelerator:
+    """Join the other processes of this run, if `accelerate launch` started some. Models and batches stay where they are."""
+    on_cpu = device.type == "cpu" and "LOCAL_RANK" in os.environ  # accelerate has to be told; it expects GPUs
+    return Accelerator(device_placement=False, cpu=on_cpu)
+
+
+def keep_freed_memory() -> None:
+    """Let the process reuse large buffers instead of returning each to the system, which clears it page by page.
+
+    That is a tenth of a training step on Linux; elsewhere nothing is done. The numbers are mallopt's (man 3 mallopt):
+    blocks up to 1 GiB come from the heap (-3), and the heap does not shrink (-1).
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, 2**30)
+        libc.mallopt(-1, 2**31 - 1)
+
+
+@contextmanager
+def stop_between_steps() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C (Jupyter's stop button) into an event to look at after each step; the second interrupts."""
+    asked = threading.Event()
+
+    def ask(number, frame):
+        signal.signal(signal.SIGINT, usual)
+        asked.set()
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread hears signals
+        yield asked
+        return
+    usual = signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, usual)
+
+
+@contextmanager
+def explain_lack_of_memory(micro_batch_tokens: int) -> Iterator[None]:
+    """Turn a failed allocation, which says little, into a MemoryError that says what to do."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        raise MemoryError(
+            f"There is not enough memory for {micro_batch_tokens} tokens at once. Lower micro_batch_tokens (results stay "
+            "the same), set gradient_checkpointing=True, train adapters or fewer upper_layers, or choose a smaller model."
+        ) from error
+
+
+def peak_memory(device: torch.device) -> float:
+    """Tell the most memory used so far, in GiB: the device's on a GPU, this process's on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux; getrusage would count what the parent had in memory when it started this process
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 2**20
+    info = psutil.Process().memory_info()
+    if hasattr(info, "peak_wset"):  # Windows
+        return info.peak_wset / 2**30
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30  # macOS counts bytes
+
+
+def tensorboard(folder: str | Path) -> Callable:
+    """Make an `on_step` that writes losses and learning rate for TensorBoard. Raises ImportError when it is missing."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError("TensorBoard is not installed. Run: pip install tensorboard") from error
+    writer = SummaryWriter(str(folder))
+
+    def on_step(history) -> None:
+        latest = history.steps[-1]
+        for name in ("loss", "learning_rate", "gradient_norm"):
+            writer.add_scalar(name, latest[name], latest["step"])
+        if history.held_out and history.held_out[-1]["step"] == latest["step"]:
+            writer.add_scalar("held_out_loss", history.held_out[-1]["loss"], latest["step"])
+        writer.flush()
+
+    return on_step
+
+
+class PeakMemory:
+    """The most memory that a block takes beyond what was in use before, in GiB: `with PeakMemory(device) as memory`.
+
+    On a GPU the allocator knows. On a CPU a thread looks at the process a hundred times a second.
+    """
+
+    def __init__(self, device: torch.device):
+        """Watch the memory of this device."""
+        self.device, self.gib = device, 0.0
+
+    def __enter__(self) -> "PeakMemory":
+        """Start to watch."""
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self.before = torch.cuda.memory_allocated(self.device)
+            return self
+        if platform.libc_ver()[0] == "glibc":
+            ctypes.CDLL(None).malloc_trim(0)  # hand back what earlier work has freed: it would hide what this block takes
+        self.process = psutil.Process()
+        self.before, self.done = self.process.memory_info().rss, threading.Event()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self.done.wait(0.01):
+            self.gib = max(self.gib, (self.process.memory_info().rss - self.before) / 2**30)
+
+    def __exit__(self, *error: object) -> None:
+        """Stop, and leave the result in `gib`."""
+        if self.device.type == "cuda":
+            self.gib = (torch.cuda.max_memory_allocated(self.device) - self.before) / 2**30
+            return
+        self.done.set()
+        self.thread.join()

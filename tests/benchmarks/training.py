@@ -1,0 +1,251 @@
+"""Our loop against transformers' Trainer and TRL's SFTTrainer: same model, rows, order and steps, alternating.
+
+    python tests/benchmarks/training.py [--rounds N] [--steps N] [--full | --lora]
+
+Writes build/benchmarks/training.json, .md and .png. Rates leave out each run's first step. `others` is the share of the
+machine that other programs took during a run: above a few percent, a figure means little.
+"""
+
+import argparse
+import gc
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import matplotlib.pyplot as plt
+import psutil
+import torch
+from datasets import Dataset
+from torch.utils.data import SequentialSampler
+from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
+from transformers.utils import logging
+
+from helpers import lora
+from helpers.data import DATA, limit, read
+from helpers.lesson import BLUE, GREY, build_folder, use_course_style
+from helpers.models import load_model
+from helpers.process import PeakMemory
+from helpers.tokenization import IGNORED, Row, encode_all
+from helpers.training import Config, batches_of, train
+
+BATCH, RATE = 20, 1e-4  # 20 rows are some 640 tokens
+
+
+@dataclass
+class Run:
+    """What one run of one contender took."""
+
+    losses: list[float] = field(default_factory=list)
+    ticks: list[float] = field(default_factory=list)  # when each step ended
+    gib: float = 0.0
+    others: float = 0.0
+
+    def seconds(self) -> float:
+        """Seconds of all steps but the first."""
+        return self.ticks[-1] - self.ticks[0]
+
+
+class Watch(TrainerCallback):
+    """Notes when a Trainer's step ends and what its loss was."""
+
+    def __init__(self, run: Run):
+        """Write into this run."""
+        self.run = run
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Note the time."""
+        self.run.ticks.append(time.perf_counter())
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Note the loss."""
+        if logs and "loss" in logs:
+            self.run.losses.append(float(logs["loss"]))
+
+
+def ours(model, tokenizer, rows: list[Row], run: Run, **options) -> None:
+    """Train with the course's loop."""
+
+    def on_step(history) -> None:
+        run.ticks.append(time.perf_counter())
+        run.losses.append(history.steps[-1]["loss"])
+
+    config = Config(
+        epochs=1, batch_size=BATCH, learning_rate=RATE, schedule="constant", warmup=0, max_steps=len(rows) // BATCH, **options
+    )
+    train(model, rows, config, on_step=on_step)
+
+
+def arguments(rows: list[Row]) -> dict:
+    """What the Trainers have in common."""
+    return {
+        "output_dir": str(build_folder() / "benchmarks" / "trainer"),
+        "per_device_train_batch_size": BATCH,
+        "max_steps": len(rows) // BATCH,
+        "learning_rate": RATE,
+        "lr_scheduler_type": "constant",
+        "adam_beta2": 0.98,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "use_cpu": not torch.cuda.is_available(),
+    }
+
+
+def in_order(kind: type) -> type:
+    """Make a Trainer take the rows as they come."""
+
+    class InOrder(kind):
+        def _get_train_sampler(self, dataset=None):
+            return SequentialSampler(self.train_dataset)
+
+    return InOrder
+
+
+def trainer(model, tokenizer, rows: list[Row], run: Run, **options) -> None:
+    """Train with transformers' Trainer."""
+    dataset = Dataset.from_list([{"input_ids": row.ids, "labels": row.labels} for row in rows])
+    settings = TrainingArguments(**arguments(rows), **options)
+    collator = DataCollatorForSeq2Seq(tokenizer)
+    in_order(Trainer)(model, settings, train_dataset=dataset, data_collator=collator, callbacks=[Watch(run)]).train()
+
+
+def trl(model, tokenizer, rows: list[Row], run: Run, peft_config=None, **options) -> None:
+    """Train with TRL's SFTTrainer."""
+    from trl import SFTConfig, SFTTrainer
+
+    masks = [[int(label != IGNORED) for label in row.labels] for row in rows]
+    dataset = Dataset.from_list([{"input_ids": r.ids, "completion_mask": m} for r, m in zip(rows, masks, strict=True)])
+    settings = SFTConfig(**arguments(rows), completion_only_loss=True, max_length=None, **options)
+    in_order(SFTTrainer)(
+        model, settings, train_dataset=dataset, processing_class=tokenizer, callbacks=[Watch(run)], peft_config=peft_config
+    ).train()
+
+
+def our_lora(model, tokenizer, rows: list[Row], run: Run) -> None:
+    """Train adapters with the course's loop."""
+    lora.add(model, rank=16)
+    ours(model, tokenizer, rows, run)
+
+
+def peft_lora(**options) -> Callable:
+    """Train adapters with TRL and PEFT."""
+
+    def contender(model, tokenizer, rows: list[Row], run: Run) -> None:
+        from peft import LoraConfig
+
+        adapters = LoraConfig(r=16, lora_alpha=32, target_modules=list(lora.LINEAR), task_type="CAUSAL_LM")
+        trl(model, tokenizer, rows, run, peft_config=adapters, **options)
+
+    return contender
+
+
+def with_options(contender: Callable, **options) -> Callable:
+    """Fix a contender's options."""
+    return lambda model, tokenizer, rows, run: contender(model, tokenizer, rows, run, **options)
+
+
+FULL = {
+    "course": ours,
+    "Trainer, default": trainer,
+    "Trainer, bf16": with_options(trainer, bf16=True),
+    "TRL, default": trl,
+    "TRL, no checkpointing": with_options(trl, gradient_checkpointing=False),
+    "TRL, padding-free": with_options(trl, gradient_checkpointing=False, padding_free=True),
+}
+LORA = {
+    "course, LoRA": our_lora,
+    "TRL and PEFT, default": peft_lora(),
+    "TRL and PEFT, no checkpointing": peft_lora(gradient_checkpointing=False),
+    "TRL and PEFT, padding-free": peft_lora(gradient_checkpointing=False, padding_free=True),
+}
+
+
+def measure(contender: Callable, rows: list[Row]) -> Run:
+    """Run one contender on a fresh model."""
+    run, process = Run(), psutil.Process()
+    model, tokenizer = load_model()
+    torch.manual_seed(0)
+    busy, own = psutil.cpu_times(), process.cpu_times()
+    began = time.perf_counter()
+    with PeakMemory(model.device) as memory:
+        contender(model, tokenizer, rows, run)
+    taken = (time.perf_counter() - began) * psutil.cpu_count()
+    now, mine = psutil.cpu_times(), process.cpu_times()
+    everyone = sum(getattr(now, name, 0) - getattr(busy, name, 0) for name in ("user", "system", "steal", "nice"))
+    run.others = max(0.0, everyone - (mine.user + mine.system - own.user - own.system)) / taken
+    run.gib = memory.gib
+    del model
+    gc.collect()
+    return run
+
+
+def report(runs: dict[str, list[Run]], rows: list[Row], baseline: str) -> list[dict]:
+    """Summarise: medians, and the spread of the ratio to the baseline within each round."""
+    later = rows[BATCH:]
+    real, supervised = sum(len(row.ids) for row in later), sum(row.supervised for row in later)
+    table = []
+    for name, of in runs.items():
+        ratios = [base.seconds() / run.seconds() for base, run in zip(runs[baseline], of, strict=True)]
+        seconds = statistics.median(run.seconds() for run in of)
+        table.append(
+            {
+                "contender": name,
+                "real tokens/s": round(real / seconds),
+                "supervised/s": round(supervised / seconds),
+                f"ratio to {baseline}": round(statistics.median(ratios), 2),
+                "lowest": round(min(ratios), 2),
+                "highest": round(max(ratios), 2),
+                "peak GiB": round(statistics.median(run.gib for run in of), 2),
+                "last loss": round(of[-1].losses[-1], 3),
+                "others": f"{max(run.others for run in of):.0%}",
+            }
+        )
+    return table
+
+
+def main() -> None:
+    """Measure, print, save."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--steps", type=int, default=9)
+    options.add_argument("--full", action="store_true", help="only the full finetunes")
+    options.add_argument("--lora", action="store_true", help="only the adapters")
+    args = options.parse_args()
+    logging.set_verbosity_error()
+    contenders = {**(LORA if args.lora else FULL if args.full else {**FULL, **LORA})}
+    rows = encode_all(load_model()[1], limit(read(DATA / "train.jsonl"), 2))
+    rows = [row for batch in batches_of(rows, Config(epochs=1, batch_size=BATCH)) for row in batch][: BATCH * args.steps]
+    runs: dict[str, list[Run]] = {name: [] for name in contenders}
+    for number in range(args.rounds):
+        for name, contender in contenders.items():
+            runs[name].append(measure(contender, rows))
+            print(f"round {number + 1}  {name:<32} {runs[name][-1].seconds():6.1f} s", flush=True)
+    baseline = "TRL and PEFT, no checkpointing" if args.lora else "Trainer, bf16"
+    table = report(runs, rows, baseline)
+    head = list(table[0])
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines += ["| " + " | ".join(str(entry[name]) for name in head) + " |" for entry in table]
+    print("\n".join(lines))
+    folder = build_folder() / "benchmarks"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "training.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "training.json").write_text(json.dumps(table, indent=1), encoding="utf-8")
+    use_course_style()
+    figure, ax = plt.subplots(figsize=(10, 0.6 * len(table) + 1.5))
+    names = [entry["contender"] for entry in table][::-1]
+    rates = [entry["real tokens/s"] for entry in table][::-1]
+    bars = ax.barh(names, rates, color=[BLUE if name.startswith("course") else GREY for name in names])
+    ax.bar_label(bars, padding=4)
+    ax.set(xlabel="real tokens a second", title="The same finetune, with each tool")
+    figure.savefig(folder / "training.png", bbox_inches="tight")
+
+
+if __name__ == "__main__":
+    main()
