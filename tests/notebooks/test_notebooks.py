@@ -15,7 +15,7 @@ SMALL = {
     "01_why_finetune": {"wordings": "1", "max_steps": "3", "test_facts": "3"},
     "05_training_process": {
         **{"facts_used": "4", "wordings": "4", "epochs": "1", "sweep_steps": "2", "overfit_epochs": "2"},
-        **{"compared_steps": "2", "lora_rank": "2"},
+        **{"compared_steps": "2", "lora_rank": "2", "killed_steps": "3", "off_topic_asked": "3"},
     },
 }
 ALL = find([])
