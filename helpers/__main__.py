@@ -97,8 +97,13 @@ def train(args: argparse.Namespace) -> int:
     from helpers.tokenization import encode_all
     from helpers.training import Config, train
 
-    config = Config(epochs=args.epochs, learning_rate=args.learning_rate, max_steps=args.max_steps, seed=args.seed)
-    config.checkpoint_every = args.checkpoint_every or config.checkpoint_every
+    config = Config(
+        epochs=args.epochs,
+        learning_rate=args.learning_rate,
+        max_steps=args.max_steps,
+        checkpoint_every=args.checkpoint_every or Config.checkpoint_every,
+        seed=args.seed,
+    )
     state = processes(pick_device())
     examples, held_out = read(args.data), []
     if args.held_out:

@@ -175,7 +175,4 @@ def load(model: nn.Module, folder: str | Path) -> None:
     remove(model)
     model.requires_grad_(False)
     for name, layer in made.items():
-        layer.requires_grad_(False)
         _replace(model, name, layer)
-        layer.lora_A.requires_grad_(True)
-        layer.lora_B.requires_grad_(True)

@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -68,16 +69,15 @@ class Watch(TrainerCallback):
             self.run.losses.append(float(logs["loss"]))
 
 
-def ours(model, tokenizer, rows: list[Row], run: Run, **options) -> None:
+def ours(model, tokenizer, rows: list[Row], run: Run) -> None:
     """Train with the course's loop."""
 
     def on_step(history) -> None:
         run.ticks.append(time.perf_counter())
         run.losses.append(history.steps[-1]["loss"])
 
-    config = Config(
-        epochs=1, batch_size=BATCH, learning_rate=RATE, schedule="constant", warmup=0, max_steps=len(rows) // BATCH, **options
-    )
+    settings = {"schedule": "constant", "warmup": 0, "max_steps": len(rows) // BATCH}
+    config = Config(epochs=1, batch_size=BATCH, learning_rate=RATE, **settings)
     train(model, rows, config, on_step=on_step)
 
 
@@ -134,36 +134,27 @@ def our_lora(model, tokenizer, rows: list[Row], run: Run) -> None:
     ours(model, tokenizer, rows, run)
 
 
-def peft_lora(**options) -> Callable:
+def peft_lora(model, tokenizer, rows: list[Row], run: Run, **options) -> None:
     """Train adapters with TRL and PEFT."""
+    from peft import LoraConfig
 
-    def contender(model, tokenizer, rows: list[Row], run: Run) -> None:
-        from peft import LoraConfig
-
-        adapters = LoraConfig(r=16, lora_alpha=32, target_modules=list(lora.LINEAR), task_type="CAUSAL_LM")
-        trl(model, tokenizer, rows, run, peft_config=adapters, **options)
-
-    return contender
-
-
-def with_options(contender: Callable, **options) -> Callable:
-    """Fix a contender's options."""
-    return lambda model, tokenizer, rows, run: contender(model, tokenizer, rows, run, **options)
+    adapters = LoraConfig(r=16, lora_alpha=32, target_modules=list(lora.LINEAR), task_type="CAUSAL_LM")
+    trl(model, tokenizer, rows, run, peft_config=adapters, **options)
 
 
 FULL = {
     "course": ours,
     "Trainer, default": trainer,
-    "Trainer, bf16": with_options(trainer, bf16=True),
+    "Trainer, bf16": partial(trainer, bf16=True),
     "TRL, default": trl,
-    "TRL, no checkpointing": with_options(trl, gradient_checkpointing=False),
-    "TRL, padding-free": with_options(trl, gradient_checkpointing=False, padding_free=True),
+    "TRL, no checkpointing": partial(trl, gradient_checkpointing=False),
+    "TRL, padding-free": partial(trl, gradient_checkpointing=False, padding_free=True),
 }
 LORA = {
     "course, LoRA": our_lora,
-    "TRL and PEFT, default": peft_lora(),
-    "TRL and PEFT, no checkpointing": peft_lora(gradient_checkpointing=False),
-    "TRL and PEFT, padding-free": peft_lora(gradient_checkpointing=False, padding_free=True),
+    "TRL and PEFT, default": peft_lora,
+    "TRL and PEFT, no checkpointing": partial(peft_lora, gradient_checkpointing=False),
+    "TRL and PEFT, padding-free": partial(peft_lora, gradient_checkpointing=False, padding_free=True),
 }
 
 
@@ -219,7 +210,7 @@ def main() -> None:
     options.add_argument("--lora", action="store_true", help="only the adapters")
     args = options.parse_args()
     logging.set_verbosity_error()
-    contenders = {**(LORA if args.lora else FULL if args.full else {**FULL, **LORA})}
+    contenders = LORA if args.lora else FULL if args.full else {**FULL, **LORA}
     rows = encode_all(load_model()[1], limit(read(DATA / "train.jsonl"), 2))
     rows = [row for batch in batches_of(rows, Config(epochs=1, batch_size=BATCH)) for row in batch][: BATCH * args.steps]
     runs: dict[str, list[Run]] = {name: [] for name in contenders}
