@@ -90,8 +90,13 @@ def train(args: argparse.Namespace) -> int:
     """Finetune a model on a file and save it. Under `accelerate launch` every process comes here, the first one speaks."""
     import shutil
 
-    from helpers import checkpoint, lora
     from helpers.data import read, split
+
+    examples, held_out = read(args.data), []  # before torch is loaded, so that a wrong file is told at once
+    if args.held_out:
+        examples, held_out = split(examples, args.held_out, seed=args.seed)
+
+    from helpers import checkpoint, lora
     from helpers.models import load_model, pick_device, save_model
     from helpers.process import processes, tensorboard
     from helpers.tokenization import encode_all
@@ -105,9 +110,6 @@ def train(args: argparse.Namespace) -> int:
         seed=args.seed,
     )
     state = processes(pick_device())
-    examples, held_out = read(args.data), []
-    if args.held_out:
-        examples, held_out = split(examples, args.held_out, seed=args.seed)
     state.print(f"{len(examples)} rows to train on, {len(held_out)} held out.")
 
     def start() -> tuple:
@@ -174,9 +176,11 @@ def ask(args: argparse.Namespace) -> int:
 def evaluate(args: argparse.Namespace) -> int:
     """Ask a model every question of a file and report how it did."""
     from helpers.data import read
+
+    examples = read(args.data)  # before torch is loaded, so that a wrong file is told at once
+
     from helpers.evaluation import consistent, evaluate, interval, summary
 
-    examples = read(args.data)
     model, tokenizer = load(args.model)
     table = evaluate(model, tokenizer, examples, progress="answering")
     overview = summary(table)

@@ -6,6 +6,8 @@ import os
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # whatever needs a network in a test brings its own
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # several at once: each takes its share of the cores
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
 
 
 @pytest.fixture(autouse=True)
