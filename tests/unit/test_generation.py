@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from helpers.data import DATA, read
-from helpers.generation import generate, stream
+from helpers.generation import Decoder, generate, stream
 from helpers.models import load_model
+from helpers.tokenization import prompt_ids
 
 QUESTIONS = [e.question for e in read(DATA / "evaluation/dev/facts.jsonl")[:7]] + [
     "What is the capital of France?",
@@ -16,6 +17,28 @@ def test_many_at_once_equal_one_at_a_time(embedded):
     together = generate(*embedded, QUESTIONS, max_new_tokens=24, batch_size=10)
     assert together == [generate(*embedded, [question], max_new_tokens=24)[0] for question in QUESTIONS]
     assert "Paris" in together[7]
+
+
+def test_answers_that_join_and_leave_in_mid_flight_equal_one_at_a_time(embedded):
+    """Prompts of all lengths come one after another while others are being answered; some are cancelled."""
+    model, tokenizer = embedded
+    decoder, answers, widest = Decoder(model, tokenizer, rows=4, prompt_tokens=64), [], 0
+    for number, question in enumerate(QUESTIONS):
+        answers.append(decoder.add(prompt_ids(tokenizer, question), 4 + 3 * (number % 4)))
+        for _ in range(number % 3):
+            decoder.step()
+            widest = max(widest, len(decoder.running))
+    answers[5].finish = "cancelled"  # one that waits
+    decoder.running[-1].finish = "cancelled"  # and one that runs
+    while decoder.waiting or decoder.running:
+        decoder.step()
+        widest = max(widest, len(decoder.running))
+        assert decoder.cache.get_seq_length() <= max(map(len, decoder.running), default=0)  # no column that nobody needs
+    assert widest == 4 and decoder.free == 4 and sum(answer.finish == "cancelled" for answer in answers) == 2
+    for question, answer in zip(QUESTIONS, answers, strict=True):
+        text = tokenizer.decode(answer.tokens, skip_special_tokens=True).strip()
+        if answer.finish != "cancelled":
+            assert text == generate(model, tokenizer, [question], answer.max_new_tokens)[0]
 
 
 def test_equal_to_transformers_own_generate(embedded):
