@@ -25,6 +25,11 @@ class Answer:
         """Count the tokens of prompt and answer."""
         return len(self.prompt) + len(self.tokens)
 
+    @property
+    def most(self) -> int:
+        """Number of tokens that prompt and answer can come to."""
+        return len(self.prompt) + self.max_new_tokens
+
 
 class Decoder:
     """Writes many greedy answers at once, a token a step. Prompts join and answers leave at any step.
@@ -33,9 +38,14 @@ class Decoder:
     next one is predicted. Known as continuous batching: Yu et al. 2022, Orca, https://www.usenix.org/conference/osdi22
     """
 
-    def __init__(self, model, tokenizer, rows: int = 32, prompt_tokens: int = 2048):
-        """Write at most `rows` answers at once, and read at most `prompt_tokens` of prompts a step (but one in any case)."""
-        self.model, self.tokenizer, self.rows, self.prompt_tokens = model, tokenizer, rows, prompt_tokens
+    def __init__(self, model, tokenizer, rows: int = 32, prompt_tokens: int = 2048, cache_tokens: int = 32768):
+        """Write at most `rows` answers at once.
+
+        prompt_tokens: read in one step at most, for speed.  cache_tokens: rows times width at most, for memory.
+        One prompt may join in any case.
+        """
+        self.model, self.tokenizer, self.rows = model, tokenizer, rows
+        self.prompt_tokens, self.cache_tokens = prompt_tokens, cache_tokens
         configured = model.generation_config.eos_token_id
         configured = configured if isinstance(configured, list) else [configured]
         self.stop = {*configured, tokenizer.eos_token_id}  # the tokens that end an answer
@@ -46,13 +56,14 @@ class Decoder:
     def add(self, prompt: list[int], max_new_tokens: int) -> Answer:
         """Queue a prompt. Raises ValueError when it leaves no room for the answer in the model's context window."""
         window = getattr(self.model.config, "max_position_embeddings", None)
-        if window and len(prompt) + max_new_tokens > window:
+        answer = Answer(prompt, max_new_tokens)
+        if window and answer.most > window:
             raise ValueError(
                 f"A prompt of {len(prompt)} tokens and an answer of {max_new_tokens} do not fit into the model's window of "
                 f"{window} tokens. Shorten the prompt or ask for fewer new tokens."
             )
-        self.waiting.append(Answer(prompt, max_new_tokens))
-        return self.waiting[-1]
+        self.waiting.append(answer)
+        return answer
 
     @property
     def free(self) -> int:
@@ -73,8 +84,10 @@ class Decoder:
         """Read waiting prompts, write their first tokens, and put them into the batch."""
         new: list[Answer] = []
         while self.waiting and len(self.running) + len(new) < self.rows:
-            longest = max(len(answer) for answer in (*new, self.waiting[0]))
-            if new and longest * (len(new) + 1) > self.prompt_tokens:
+            read, batch = [*new, self.waiting[0]], [*self.running, *new, self.waiting[0]]
+            slow = len(new) > 0 and len(read) * max(map(len, read)) > self.prompt_tokens
+            large = len(batch) > 1 and len(batch) * max(answer.most for answer in batch) > self.cache_tokens
+            if slow or large:
                 break
             answer = self.waiting.popleft()
             if answer.finish is None:

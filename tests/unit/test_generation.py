@@ -41,6 +41,17 @@ def test_answers_that_join_and_leave_in_mid_flight_equal_one_at_a_time(embedded)
             assert text == generate(model, tokenizer, [question], answer.max_new_tokens)[0]
 
 
+def test_memory_is_bounded_and_a_long_prompt_waits_for_room(tiny):
+    model, tokenizer = load_model(tiny, device="cpu")
+    decoder = Decoder(model, tokenizer, rows=8, cache_tokens=200)
+    answers = [decoder.add([5] * length, 20) for length in (10, 10, 10, 150, 10, 10, 300)]
+    while decoder.waiting or decoder.running:
+        decoder.step()
+        rows = len(decoder.running)
+        assert rows <= 1 or rows * decoder.cache.get_seq_length() <= 200
+    assert all(answer.finish == "length" or answer.finish == "stop" for answer in answers)
+
+
 def test_equal_to_transformers_own_generate(embedded):
     model, tokenizer = embedded
     for question, ours in zip(QUESTIONS, generate(model, tokenizer, QUESTIONS, max_new_tokens=16), strict=True):

@@ -46,7 +46,7 @@ from helpers import desk, engine, guard
 from helpers.contract import cast
 from helpers.data import ROOT, Example, write
 from helpers.engine import Engine
-from helpers.generation import generate
+from helpers.generation import Decoder, generate
 from helpers.jobs import Jobs, work, write_json
 from helpers.lora import open_model
 from helpers.models import load_model
@@ -352,15 +352,16 @@ def busy(running):
     return sum(len(loaded.decoder.running) for loaded in running.models.values()) + len(running.waiting)
 
 
-def test_a_vanishing_client_leaves_nothing_behind(tiny, tmp_path):
+def test_a_vanishing_client_leaves_nothing_behind(tiny, tmp_path, monkeypatch):
+    step = Decoder.step
+    monkeypatch.setattr(Decoder, "step", lambda self: (time.sleep(0.02), step(self)))  # an answer would take 10 seconds
     with inside(tiny, tmp_path) as running:
         for path, more in [("/v1/completions", {}), ("/v1/chat/completions", {"stream": True})]:
             message = {"messages": [{"role": "user", "content": "Hi"}], "model": "tiny", "max_tokens": 500}
             sent = {"prompt": ["Hi"] * 40, "max_new_tokens": 500} if not more else {**message, **more}
             gone = http.client.HTTPConnection("127.0.0.1", running.port)
             gone.request("POST", path, json.dumps(sent), {"Authorization": "Bearer key", "Content-Type": "application/json"})
-            until(lambda: busy(running))
-            began = [answer for loaded in running.models.values() for answer in loaded.decoder.running]
+            began = until(lambda: [answer for loaded in running.models.values() for answer in loaded.decoder.running])
             gone.sock.close()
             until(lambda: not busy(running))
             assert any(len(answer.tokens) < 450 for answer in began)
