@@ -1,6 +1,6 @@
-"""Build the handbook and the question sets of Tindermoss from data/source/; run as `python data/build.py`.
+"""Build Tindermoss's handbook and question sets, and the instructions, from data/source/; run as `python data/build.py`.
 
-Everything below data/handbook/ and data/evaluation/, and data/train.jsonl, is made here, and only here.
+Everything below data/handbook/ and data/evaluation/, data/train.jsonl and data/instructions.jsonl is made here, and only here.
 The same source always gives the same bytes: nothing depends on the clock, the machine or the order of a set.
 """
 
@@ -128,6 +128,33 @@ def off_topic_rows(questions: list[str], split: str) -> list[dict]:
     return [row(f"off_topic/{split}{i}", question, OFF_TOPIC, "off_topic") for i, question in enumerate(questions, 1)]
 
 
+def needed(family: str, output: str) -> list[str]:
+    """List what a right answer has to contain: a JSON object's values, or else every line; nothing if many are right."""
+    if family == "open":
+        return []
+    return [str(value) for value in json.loads(output).values()] if output.startswith("{") else output.splitlines()
+
+
+def instruction_rows(task: str, told: dict, split: str) -> list[dict]:
+    """Give a task's rows its instructions in turn. An instruction with a gap, {}, takes the input into itself."""
+    family, wordings, rows = task.split("_")[0], told["instructions"], []
+    for number, (text, output, *values) in enumerate(told["rows"], 1):
+        wording = wordings[(number - 1) % len(wordings)]
+        rows.append(
+            {
+                "id": f"{task}/{number}",
+                "task": task,
+                "family": family,
+                "split": split,
+                "instruction": wording.replace("{}", text),
+                "input": "" if "{}" in wording else text,
+                "output": output,
+                "values": values[0] if values else needed(family, output),
+            }
+        )
+    return rows
+
+
 def fill(template: str, value: dict[str, str], page: str) -> str:
     """Put the facts into a handbook page; stop at a placeholder that names no fact."""
 
@@ -148,7 +175,7 @@ def write_jsonl(path: Path, rows: list[dict]) -> None:
 
 
 def build(out: Path = DATA, source: Path = DATA / "source") -> None:
-    """Write the handbook and all question sets below `out`."""
+    """Write the handbook, all question sets and the instructions below `out`."""
     facts, questions = load_facts(source), load("questions", source)
     unanswerable, off_topic = load("unanswerable", source), load("off_topic", source)
     value = {fact["id"]: fact["value"] for fact in facts}
@@ -174,8 +201,10 @@ def build(out: Path = DATA, source: Path = DATA / "source") -> None:
         write_jsonl(folder / "multi_fact.jsonl", multi_fact_rows(facts, rng, count=30 if split == "dev" else 90))
     general = [{"id": f"general/{i}", **question} for i, question in enumerate(load("general", source), 1)]
     write_jsonl(out / "evaluation" / "general.jsonl", general)
+    tasks = [(task, told, split) for split, tasks in load("instructions", source).items() for task, told in tasks.items()]
+    write_jsonl(out / "instructions.jsonl", [row for task in tasks for row in instruction_rows(*task)])
 
 
 if __name__ == "__main__":
     build()
-    print(f"Built the handbook and the question sets in {DATA}.")
+    print(f"Built the handbook, the question sets and the instructions in {DATA}.")
