@@ -1,7 +1,8 @@
-"""The command line: python -m helpers doctor | run | train | ask | evaluate."""
+"""The command line: python -m helpers doctor | run | train | ask | evaluate | serve."""
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -70,20 +71,6 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"-p {setting}: write it as NAME=VALUE, for example -p epochs=1")
         parameters[name] = value
     return 0 if run(args.notebook, args.out, parameters, args.update) else 1
-
-
-def load(name: str) -> tuple:
-    """Load a model by name or folder; the folder of an adapter gives its base with the adapter merged in."""
-    from helpers import lora
-    from helpers.models import load_model
-
-    config = Path(name) / "adapter_config.json"
-    if not config.is_file():
-        return load_model(name)
-    model, tokenizer = load_model(json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"] or "embedded")
-    lora.load(model, name)
-    lora.merge(model)
-    return model, tokenizer
 
 
 def train(args: argparse.Namespace) -> int:
@@ -155,8 +142,9 @@ def train(args: argparse.Namespace) -> int:
 def ask(args: argparse.Namespace) -> int:
     """Answer one question, or chat."""
     from helpers.generation import stream
+    from helpers.lora import open_model
 
-    model, tokenizer = load(args.model)
+    model, tokenizer = open_model(args.model)
     if not args.question:
         print("Ask away; an empty line ends the chat. Each question stands alone.")
     while True:
@@ -180,8 +168,9 @@ def evaluate(args: argparse.Namespace) -> int:
     examples = read(args.data)  # before torch is loaded, so that a wrong file is told at once
 
     from helpers.evaluation import consistent, evaluate, interval, summary
+    from helpers.lora import open_model
 
-    model, tokenizer = load(args.model)
+    model, tokenizer = open_model(args.model)
     table = evaluate(model, tokenizer, examples, progress="answering")
     overview = summary(table)
     print(overview.to_string(float_format=lambda value: f"{value:.3f}"))
@@ -190,6 +179,17 @@ def evaluate(args: argparse.Namespace) -> int:
         print(f"consistent over wordings: {interval(agreeing)} of {len(agreeing)} facts")
     answers = table[["id", "question", "answer", "expected", "correct"]].to_dict("records")
     write_json(args.json, {"summary": overview.to_dict("index"), "answers": answers})
+    return 0
+
+
+def serve(args: argparse.Namespace) -> int:
+    """Serve models until Ctrl-C."""
+    from helpers.process import stop_when_stdin_closes
+    from helpers.server import run
+
+    if args.until_stdin_closes:
+        stop_when_stdin_closes()
+    run(args.model, args.host, args.port, args.api_key or os.environ.get("FINETUNING_API_KEY"), args.data_dir)
     return 0
 
 
@@ -243,6 +243,14 @@ def parser() -> argparse.ArgumentParser:
     added.add_argument("--model", default="embedded", help=model_help)
     added.add_argument("--data", type=Path, required=True, help="JSON Lines file of questions and answers")
     added.add_argument("--json", type=Path, help="write figures and all answers to this file")
+
+    added = command(serve, "answer Lamini's and OpenAI's clients, and finetune for them")
+    added.add_argument("--model", default="embedded", help=model_help)
+    added.add_argument("--host", default="127.0.0.1", help="address to listen on; any but this machine's own needs a key")
+    added.add_argument("--port", type=int, default=8000, help="port to listen on; 0: a free one")
+    added.add_argument("--api-key", help="what clients have to send (or set FINETUNING_API_KEY)")
+    added.add_argument("--data-dir", type=Path, default=Path("build/server"), help="folder for data sets, jobs and models")
+    added.add_argument("--until-stdin-closes", action="store_true", help="stop when the process that started this ends")
     return top
 
 

@@ -1,69 +1,130 @@
-"""Generation: many greedy answers at once, or one as it is written."""
+"""Generation: many greedy answers at once, whenever they are asked for, or one as it is written."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 from transformers import DynamicCache
 
 from helpers.tokenization import prompt_ids
 
 
-def _stop_tokens(model, tokenizer) -> set[int]:
-    """List the tokens that end an answer."""
-    configured = model.generation_config.eos_token_id
-    configured = configured if isinstance(configured, list) else [configured]
-    return {token for token in (*configured, tokenizer.eos_token_id) if token is not None}
+@dataclass(eq=False)
+class Answer:
+    """One answer on its way."""
+
+    prompt: list[int]
+    max_new_tokens: int
+    tokens: list[int] = field(default_factory=list)
+    finish: str | None = None  # "stop": the model ended it; "length": it is full; "cancelled": set by whoever asked
+
+    def __len__(self) -> int:
+        """Count the tokens of prompt and answer."""
+        return len(self.prompt) + len(self.tokens)
 
 
-def _check_room(model, prompts: Sequence[list[int]], max_new_tokens: int) -> None:
-    """Refuse a prompt that leaves no room for an answer in the model's context window."""
-    window = getattr(model.config, "max_position_embeddings", None)
-    longest = max(len(prompt) for prompt in prompts)
-    if window and longest + max_new_tokens > window:
-        raise ValueError(
-            f"A prompt of {longest} tokens and an answer of {max_new_tokens} do not fit into the model's window of "
-            f"{window} tokens. Shorten the prompt or ask for fewer new tokens."
-        )
+class Decoder:
+    """Writes many greedy answers at once, a token a step. Prompts join and answers leave at any step.
 
+    Rows are padded on the left to a common width, so that every row's last token stands at the right edge, where the
+    next one is predicted. Known as continuous batching: Yu et al. 2022, Orca, https://www.usenix.org/conference/osdi22
+    """
 
-@torch.inference_mode()
-def _decode_batch(model, tokenizer, prompts: Sequence[list[int]], max_new_tokens: int) -> list[list[int]]:
-    """Decode B prompts together, greedily. Rows that have ended leave the batch, so that late ones go faster."""
-    stop = torch.tensor(sorted(_stop_tokens(model, tokenizer)), device=model.device)
-    width = max(len(prompt) for prompt in prompts)
-    # padded on the left, so that every row's last token stands at the right edge, where the next one is predicted
-    ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(p)) + p for p in prompts], device=model.device)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    cache = DynamicCache(config=model.config)
-    answers: list[list[int]] = [[] for _ in prompts]
-    running = list(range(len(prompts)))  # which prompt each row of the batch belongs to
-    for _ in range(max_new_tokens):
-        logits = model(
+    def __init__(self, model, tokenizer, rows: int = 32, prompt_tokens: int = 2048):
+        """Write at most `rows` answers at once, and read at most `prompt_tokens` of prompts a step (but one in any case)."""
+        self.model, self.tokenizer, self.rows, self.prompt_tokens = model, tokenizer, rows, prompt_tokens
+        configured = model.generation_config.eos_token_id
+        configured = configured if isinstance(configured, list) else [configured]
+        self.stop = {*configured, tokenizer.eos_token_id}  # the tokens that end an answer
+        self.waiting: deque[Answer] = deque()
+        self.running: list[Answer] = []  # the rows of the batch
+        self.cache = DynamicCache()  # their keys and values: [rows, heads, width, dimension] in each layer
+
+    def add(self, prompt: list[int], max_new_tokens: int) -> Answer:
+        """Queue a prompt. Raises ValueError when it leaves no room for the answer in the model's context window."""
+        window = getattr(self.model.config, "max_position_embeddings", None)
+        if window and len(prompt) + max_new_tokens > window:
+            raise ValueError(
+                f"A prompt of {len(prompt)} tokens and an answer of {max_new_tokens} do not fit into the model's window of "
+                f"{window} tokens. Shorten the prompt or ask for fewer new tokens."
+            )
+        self.waiting.append(Answer(prompt, max_new_tokens))
+        return self.waiting[-1]
+
+    @property
+    def free(self) -> int:
+        """Number of prompts that could still join."""
+        return self.rows - len(self.waiting) - sum(answer.finish is None for answer in self.running)
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Let waiting prompts join, and give each running answer one more token."""
+        self._drop()
+        self._join()
+        if self.running:
+            ids = torch.tensor([[answer.tokens[-1]] for answer in self.running], device=self.model.device)
+            self._write(self.running, ids, self.cache)
+
+    def _join(self) -> None:
+        """Read waiting prompts, write their first tokens, and put them into the batch."""
+        new: list[Answer] = []
+        while self.waiting and len(self.running) + len(new) < self.rows:
+            longest = max(len(answer) for answer in (*new, self.waiting[0]))
+            if new and longest * (len(new) + 1) > self.prompt_tokens:
+                break
+            answer = self.waiting.popleft()
+            if answer.finish is None:
+                new.append(answer)
+        if not new:
+            return
+        longest, padding, cache = max(map(len, new)), self.tokenizer.pad_token_id, DynamicCache()
+        ids = [[padding] * (longest - len(answer)) + answer.prompt for answer in new]
+        self._write(new, torch.tensor(ids, device=self.model.device), cache)
+        width = max(longest, self.cache.get_seq_length())
+        for old, added in zip(self.cache.layers, cache.layers, strict=False):
+            added.keys, added.values = (
+                torch.cat([F.pad(part, (0, 0, width - part.shape[2], 0)) for part in parts])
+                for parts in ((old.keys, added.keys), (old.values, added.values))
+            )
+        self.running, self.cache = self.running + new, cache
+        self._drop()  # an answer may be one token long
+
+    def _write(self, answers: list[Answer], ids: torch.Tensor, cache: DynamicCache) -> None:
+        """Read `ids` [B, N], the newest tokens of B answers, padded on the left; append the likeliest next token to each."""
+        width = cache.get_seq_length() + ids.shape[1]
+        columns = torch.arange(width, device=ids.device) - width
+        lengths = torch.tensor([[len(answer)] for answer in answers], device=ids.device)
+        positions = (columns + lengths).clamp(min=0)[:, -ids.shape[1] :]
+        logits = self.model(
             input_ids=ids,
-            attention_mask=mask,
+            attention_mask=(columns + lengths >= 0).long(),
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
         ).logits
-        tokens = logits[:, -1].argmax(dim=-1)  # [rows still running]
-        alive = ~torch.isin(tokens, stop)
-        for prompt, token, goes_on in zip(running, tokens.tolist(), alive.tolist(), strict=True):
-            if goes_on:
-                answers[prompt].append(token)
-        if not alive.any():
-            break
-        if not alive.all():
-            rows = alive.nonzero().squeeze(1)
-            running = [running[row] for row in rows.tolist()]
-            tokens, mask, positions = tokens[rows], mask[rows], positions[rows]
-            cache.batch_select_indices(rows)
-        ids = tokens[:, None]
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        positions = positions[:, -1:] + 1
-    return answers
+        for answer, token in zip(answers, logits[:, -1].argmax(dim=-1).tolist(), strict=True):
+            if token in self.stop:
+                answer.finish = answer.finish or "stop"
+                continue
+            answer.tokens.append(token)
+            if len(answer.tokens) == answer.max_new_tokens:
+                answer.finish = answer.finish or "length"
+
+    def _drop(self) -> None:
+        """Take the rows out that have ended, and the columns that no other row needs."""
+        rows = [row for row, answer in enumerate(self.running) if answer.finish is None]
+        if len(rows) == len(self.running):
+            return
+        self.running = [self.running[row] for row in rows]
+        width = max(map(len, self.running), default=0) - 1  # the newest token of a row has not been read yet
+        for layer in self.cache.layers:
+            layer.keys, layer.values = layer.keys[rows, :, -width:], layer.values[rows, :, -width:]
+        if not rows:
+            self.cache = DynamicCache()
 
 
 def generate(
@@ -81,36 +142,26 @@ def generate(
     Returns the answers in the order of the questions. In float32 they equal those of one question at a time.
     """
     prompts = [prompt_ids(tokenizer, question) for question in questions]
-    if not prompts:
-        return []
-    _check_room(model, prompts, max_new_tokens)
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # prompts of like length pad each other little
-    answers = [""] * len(prompts)
+    decoder, answers = Decoder(model, tokenizer, batch_size), {}
+    # those of like length together, as they pad each other little; the longest first, so that one too long is told at once
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     with tqdm(total=len(prompts), desc=progress, unit="question", disable=not progress, mininterval=1.0) as bar:
         for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            decoded = _decode_batch(model, tokenizer, [prompts[i] for i in chosen], max_new_tokens)
-            for i, tokens in zip(chosen, decoded, strict=True):
-                answers[i] = tokenizer.decode(tokens, skip_special_tokens=True).strip()
-            bar.update(len(chosen))
-    return answers
+            for i in order[start : start + batch_size]:
+                answers[i] = decoder.add(prompts[i], max_new_tokens)
+            while decoder.free < batch_size:
+                decoder.step()
+            bar.update(len(answers) - bar.n)
+    return [tokenizer.decode(answers[i].tokens, skip_special_tokens=True).strip() for i in range(len(prompts))]
 
 
-@torch.inference_mode()
 def stream(model, tokenizer, question: str | Sequence[dict], max_new_tokens: int = 256) -> Iterator[str]:
     """Answer one question piece by piece, as the tokens come; the pieces add up to the answer."""
-    prompt = prompt_ids(tokenizer, question)
-    _check_room(model, [prompt], max_new_tokens)
-    stop, cache = _stop_tokens(model, tokenizer), DynamicCache(config=model.config)
-    ids, tokens, shown = torch.tensor([prompt], device=model.device), [], ""
-    for _ in range(max_new_tokens):
-        logits = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-        token = logits[0, -1].argmax().item()
-        if token in stop:
-            break
-        tokens.append(token)
-        text = tokenizer.decode(tokens, skip_special_tokens=True)
+    decoder, shown = Decoder(model, tokenizer), ""
+    answer = decoder.add(prompt_ids(tokenizer, question), max_new_tokens)
+    while answer.finish is None:
+        decoder.step()
+        text = tokenizer.decode(answer.tokens, skip_special_tokens=True)
         if not text.endswith("\ufffd"):  # half of a character: wait for the rest
             yield text[len(shown) :]
             shown = text
-        ids = torch.tensor([[token]], device=model.device)

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from helpers.models import ModelError, replace_folder
+from helpers.models import EMBEDDED, ModelError, load_model, replace_folder
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # all of a Llama-like layer
 PREFIX = "base_model.model."  # what PEFT puts before the name of a module
@@ -176,3 +176,16 @@ def load(model: nn.Module, folder: str | Path) -> None:
     model.requires_grad_(False)
     for name, layer in made.items():
         _replace(model, name, layer)
+
+
+def open_model(name: str | Path) -> tuple:
+    """Load model and tokenizer by name or folder; the folder of an adapter gives its base with the adapter merged in."""
+    config = Path(name) / "adapter_config.json"
+    if not config.is_file():
+        return load_model(name)
+    base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    model, tokenizer = open_model(base or EMBEDDED)
+    load(model, name)
+    merge(model)
+    model.config.name_or_path = str(name)  # the base of the next adapter, should one be trained on top
+    return model, tokenizer

@@ -190,7 +190,7 @@ def load_model(name: str | Path = EMBEDDED, device: str | torch.device | None = 
             raise ModelError(f"{name}: there is no such folder. Check the path, or use load_model() for the embedded model.")
         path = _download(str(name))
     model, tokenizer = _load_folder(path)
-    model.name_or_path = str(name)  # an adapter's file names its base
+    model.config.name_or_path = str(name)  # an adapter's file names its base
     if tokenizer.chat_template is None:
         tokenizer.chat_template = PLAIN
     if tokenizer.pad_token is None:

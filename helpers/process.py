@@ -1,11 +1,13 @@
 """Process: how a long computation lives with its machine: memory, company, reports, and the wish to stop it."""
 
+import _thread
 import ctypes
 import gc
 import os
 import platform
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,6 +52,22 @@ def stop_between_steps() -> Iterator[threading.Event]:
         yield asked
     finally:
         signal.signal(signal.SIGINT, usual)
+
+
+def stop_when_stdin_closes(seconds: float = 60.0) -> None:
+    """Interrupt this process, like Ctrl-C, once its standard input closes: its parent wants it so, or has died.
+
+    After so many more seconds it is ended in any case.
+    """
+
+    def watch() -> None:
+        while os.read(0, 1024):
+            pass
+        _thread.interrupt_main()
+        time.sleep(seconds)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager

@@ -1,0 +1,146 @@
+"""Server: Lamini's wire contract, and OpenAI's chat, on this machine. Start it from a notebook or the command line.
+
+    with serve() as server:
+        lamini.api_url, lamini.api_key = server.url, server.key
+        print(lamini.Lamini("embedded").generate("What is the capital of France?"))
+
+Its rooms: desk takes requests, guard looks at them first, contract says what is in them; engine answers, jobs finetune.
+"""
+
+import ipaddress
+import os
+import re
+import secrets
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from helpers.models import EMBEDDED
+
+CONNECTIONS = 1024  # at the same time; more are turned away
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether an address can be reached from this machine only."""
+    with suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Open a port; 0 takes a free one. Raises ValueError, in one line."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"Cannot listen on {host}, port {port}: {reason}. Choose another --port; 0: a free one.") from None
+
+
+def run(model: str, host: str, port: int, key: str | None, folder: Path) -> None:
+    """Serve until Ctrl-C. `folder` keeps data sets, jobs and the models they make.
+
+    Raises ValueError, ModelError or OSError, in one line, when it cannot start.
+    """
+    if not key and not is_loopback(host):
+        raise ValueError(f"--host {host} lets other machines in, and so needs a key. Add --api-key, or leave out --host.")
+    import uvicorn
+    from filelock import FileLock, Timeout
+
+    from helpers.desk import create_app
+    from helpers.engine import Engine
+    from helpers.guard import LOOPBACK
+    from helpers.jobs import Jobs
+    from helpers.lora import open_model
+
+    class Web(uvicorn.Server):
+        def handle_exit(self, sig, frame) -> None:
+            engine.close()  # first, so that whoever waits for an answer is told
+            super().handle_exit(sig, frame)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(folder / "server.lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"{folder}: another server is using this folder. Stop it, or choose another --data-dir.") from None
+    with lock, listen(host, port) as listener:
+        path = Path(model)
+        bases = {path.resolve().name: str(path.resolve())} if path.is_dir() else {model: model}
+        engine = Engine(open_model, first=next(iter(bases.values())))
+        jobs = Jobs(folder)
+        try:
+            app = create_app(engine, jobs, {**bases, EMBEDDED: EMBEDDED}, key, {host, *LOOPBACK} if is_loopback(host) else None)
+            config = uvicorn.Config(
+                app,
+                log_level="warning",
+                limit_concurrency=CONNECTIONS,
+                timeout_graceful_shutdown=5,
+                server_header=False,
+                proxy_headers=False,
+                ws="none",
+            )
+            address = f"[{host}]" if ":" in host else host
+            print(f"Serving {next(iter(bases))} on http://{address}:{listener.getsockname()[1]}; Ctrl-C stops it.", flush=True)
+            Web(config).run(sockets=[listener])
+        finally:
+            engine.close()
+            jobs.close()
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where a server is, and its key."""
+
+    url: str
+    key: str
+
+
+@contextmanager
+def serve(model: str | Path = EMBEDDED, folder: str | Path | None = None) -> Iterator[Server]:
+    """Run a server of one's own as long as a `with` block takes: on a free port, with a key that nobody else knows.
+
+    model: "embedded", a folder, or a name on the hub.  folder: for data sets and jobs; build/server when left out.
+    It ends with the block, and also when this process dies. Raises RuntimeError when it does not start.
+    """
+    from helpers.lesson import build_folder
+
+    folder, key = Path(folder or build_folder() / "server").resolve(), secrets.token_urlsafe(24)
+    folder.mkdir(parents=True, exist_ok=True)
+    model = Path(model).resolve() if Path(model).is_dir() else model
+    command = [sys.executable, "-m", "helpers", "serve", "--until-stdin-closes", "--port", "0"]
+    usual = {name: os.environ.get(name) for name in ("NO_PROXY", "no_proxy")}
+    with (
+        (folder / "server.log").open("w+", encoding="utf-8") as log,
+        subprocess.Popen(
+            [*command, "--model", str(model), "--data-dir", str(folder)],
+            env={**os.environ, "FINETUNING_API_KEY": key},  # others could read it on a command line
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        ) as child,
+    ):
+        try:
+            said = ""
+            while not said.startswith("Serving "):  # before that, the embedded model may have to be converted
+                said = child.stdout.readline()
+                if not said:
+                    log.seek(0)
+                    raise RuntimeError(
+                        f"The server did not start: {(log.read().strip() or 'it said nothing').splitlines()[-1]}"
+                    )
+            os.environ.update({name: ",".join(filter(None, (value, "127.0.0.1"))) for name, value in usual.items()})
+            yield Server(re.search(r"http://[^\s;]+", said)[0], key)
+        finally:
+            for name, value in usual.items():
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value
+            child.stdin.close()
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(30)
+            child.kill()
