@@ -39,7 +39,7 @@ class LoRALinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map [..., in] to [..., out]."""
         y = self.base(x)
-        return y + self.lora_B(self.lora_A(x)) * self.scale if self.enabled else y
+        return y + self.lora_B(self.lora_A(x) * self.scale) if self.enabled else y
 
 
 def layers(model: nn.Module) -> dict[str, LoRALinear]:

@@ -50,6 +50,25 @@ def pick_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
+@contextmanager
+def frozen_in(model, dtype: torch.dtype) -> Iterator[None]:
+    """Hold the linear weights that do not learn in `dtype` for a while, so that no step has to cast them again.
+
+    Tied weights stay as they are: as embeddings they are looked up, not multiplied.
+    """
+    tied = model.get_input_embeddings().weight
+    linear = [module.weight for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    frozen = [weight for weight in linear if not weight.requires_grad and weight is not tied]
+    whole = [weight.data for weight in frozen]
+    for weight in frozen:
+        weight.data = weight.data.to(dtype)
+    try:
+        yield
+    finally:
+        for weight, data in zip(frozen, whole, strict=True):
+            weight.data = data
+
+
 def cache_folder() -> Path:
     """Name the folder for converted models; the environment variable FINETUNING_CACHE moves it."""
     chosen = os.environ.get("FINETUNING_CACHE")

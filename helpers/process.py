@@ -23,16 +23,28 @@ def processes(device: torch.device) -> Accelerator:
     return Accelerator(device_placement=False, cpu=on_cpu)
 
 
-def keep_freed_memory() -> None:
+def return_freed_memory() -> None:
+    """Hand the system back, on Linux, what this process has freed and kept."""
+    gc.collect()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+@contextmanager
+def keep_freed_memory() -> Iterator[None]:
     """Let the process reuse large buffers instead of returning each to the system, which clears it page by page.
 
     That is a tenth of a training step on Linux; elsewhere nothing is done. The numbers are mallopt's (man 3 mallopt):
-    blocks up to 1 GiB come from the heap (-3), and the heap does not shrink (-1).
+    blocks up to 1 GiB come from the heap (-3), and the heap does not shrink (-1) until the work is over.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(-3, 2**30)
         libc.mallopt(-1, 2**31 - 1)
+    try:
+        yield
+    finally:
+        return_freed_memory()
 
 
 @contextmanager
@@ -131,13 +143,11 @@ class PeakMemory:
 
     def __enter__(self) -> "PeakMemory":
         """Start to watch."""
-        gc.collect()
+        return_freed_memory()  # what earlier work has kept would hide what this block takes
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             self.before = torch.cuda.memory_allocated(self.device)
             return self
-        if platform.libc_ver()[0] == "glibc":
-            ctypes.CDLL(None).malloc_trim(0)  # hand back what earlier work has freed: it would hide what this block takes
         self.process = psutil.Process()
         self.before, self.done = self.process.memory_info().rss, threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from helpers import checkpoint
 from helpers.attention import flat_attention
 from helpers.cost import layers_of, training_flops
-from helpers.models import pick_dtype
+from helpers.models import frozen_in, pick_dtype
 from helpers.process import explain_lack_of_memory, keep_freed_memory, peak_memory, processes, stop_between_steps
 from helpers.tokenization import Batch, Row, flatten, micro_batches
 
@@ -210,7 +210,6 @@ def train(
     """
     config = config or Config()
     check_rows(model, rows)
-    keep_freed_memory()
     torch.manual_seed(config.seed)
     accelerator = processes(model.device)
     world = accelerator.num_processes
@@ -219,8 +218,11 @@ def train(
     too_high = 1.5 * math.log(model.config.vocab_size)  # an even guess among all tokens costs log(vocabulary) nats
     history, best, finished = History(steps), None, False
     with ExitStack() as stack:
+        stack.enter_context(keep_freed_memory())
         stack.enter_context(only_upper_layers(model, config.upper_layers))
         run = checkpoint.fingerprint(model, rows, held_out, asdict(replace(config, checkpoint_every=1))) if folder else {}
+        if world == 1:  # several may cut the weights into shares, which have to be of one kind
+            stack.enter_context(frozen_in(model, dtype))
         learning = [weight for weight in model.parameters() if weight.requires_grad]
         optimizer = torch.optim.AdamW(learning, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True)
         wrapped, optimizer = accelerator.prepare(model.train(), optimizer)
@@ -270,10 +272,11 @@ def train(
                 held = held_out_loss(wrapped, held_out, dtype, config.micro_batch_tokens, accelerator)
                 history.held_out.append({"step": step + 1, "loss": held})
                 losses = [entry["loss"] for entry in history.held_out]
-                history.best_step = history.held_out[losses.index(min(losses))]["step"]
-                if config.patience and history.best_step == step + 1:
-                    best = checkpoint.learnt_weights(wrapped)
-                finished = bool(config.patience) and len(losses) - 1 - losses.index(min(losses)) >= config.patience
+                since_best = len(losses) - 1 - losses.index(min(losses))
+                history.best_step = history.held_out[-1 - since_best]["step"]
+                if config.patience:
+                    best = best if since_best else checkpoint.learnt_weights(wrapped)
+                    finished = since_best >= config.patience
             if folder and (last or stopped or finished or (step + 1) % config.checkpoint_every == 0):
                 saved = {"step": step + 1, "history": asdict(history), "best": best, "finished": finished}
                 checkpoint.save(folder, wrapped, optimizer, run, saved)

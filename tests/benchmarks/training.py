@@ -1,19 +1,20 @@
 """Our loop against transformers' Trainer and TRL's SFTTrainer: same model, rows, order and steps, alternating.
 
-    python tests/benchmarks/training.py [--rounds N] [--steps N] [--full | --lora]
+    python tests/benchmarks/training.py [--rows passages | questions] [--rounds N] [--steps N] [--full | --lora]
 
-Writes build/benchmarks/training.json, .md and .png. Rates leave out each run's first step. `others` is the share of the
-machine that other programs took during a run: above a few percent, a figure means little.
+Writes training-ROWS.json, .md and .png into build/benchmarks. Each run has a process of its own. Rates leave out its first
+step. `others` is the share of the machine that other programs took meanwhile: above a few percent, a figure means little.
 """
 
 import argparse
-import gc
 import json
+import multiprocessing
 import os
+import random
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -24,7 +25,7 @@ import psutil
 import torch
 from datasets import Dataset
 from torch.utils.data import SequentialSampler
-from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
+from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
 from helpers import lora
@@ -35,13 +36,15 @@ from helpers.process import PeakMemory
 from helpers.tokenization import IGNORED, Row, encode_all
 from helpers.training import Config, batches_of, train
 
-BATCH, RATE = 20, 1e-4  # 20 rows are some 640 tokens
+RATE = 1e-4
+BATCH = {"questions": 20, "passages": 8}  # rows a step; either way some 600 tokens
 
 
 @dataclass
 class Run:
     """What one run of one contender took."""
 
+    batch: int  # rows a step
     losses: list[float] = field(default_factory=list)
     ticks: list[float] = field(default_factory=list)  # when each step ended
     gib: float = 0.0
@@ -76,17 +79,17 @@ def ours(model, tokenizer, rows: list[Row], run: Run) -> None:
         run.ticks.append(time.perf_counter())
         run.losses.append(history.steps[-1]["loss"])
 
-    settings = {"schedule": "constant", "warmup": 0, "max_steps": len(rows) // BATCH}
-    config = Config(epochs=1, batch_size=BATCH, learning_rate=RATE, **settings)
+    settings = {"schedule": "constant", "warmup": 0, "max_steps": len(rows) // run.batch}
+    config = Config(epochs=1, batch_size=run.batch, learning_rate=RATE, **settings)
     train(model, rows, config, on_step=on_step)
 
 
-def arguments(rows: list[Row]) -> dict:
+def arguments(rows: list[Row], batch: int) -> dict:
     """What the Trainers have in common."""
     return {
         "output_dir": str(build_folder() / "benchmarks" / "trainer"),
-        "per_device_train_batch_size": BATCH,
-        "max_steps": len(rows) // BATCH,
+        "per_device_train_batch_size": batch,
+        "max_steps": len(rows) // batch,
         "learning_rate": RATE,
         "lr_scheduler_type": "constant",
         "adam_beta2": 0.98,
@@ -99,9 +102,13 @@ def arguments(rows: list[Row]) -> dict:
 
 
 def in_order(kind: type) -> type:
-    """Make a Trainer take the rows as they come."""
+    """Make a Trainer take the rows as they come, and keep quiet."""
 
     class InOrder(kind):
+        def __init__(self, *positional, **named):
+            super().__init__(*positional, **named)
+            self.remove_callback(PrinterCallback)
+
         def _get_train_sampler(self, dataset=None):
             return SequentialSampler(self.train_dataset)
 
@@ -111,7 +118,7 @@ def in_order(kind: type) -> type:
 def trainer(model, tokenizer, rows: list[Row], run: Run, **options) -> None:
     """Train with transformers' Trainer."""
     dataset = Dataset.from_list([{"input_ids": row.ids, "labels": row.labels} for row in rows])
-    settings = TrainingArguments(**arguments(rows), **options)
+    settings = TrainingArguments(**arguments(rows, run.batch), **options)
     collator = DataCollatorForSeq2Seq(tokenizer)
     in_order(Trainer)(model, settings, train_dataset=dataset, data_collator=collator, callbacks=[Watch(run)]).train()
 
@@ -122,7 +129,7 @@ def trl(model, tokenizer, rows: list[Row], run: Run, peft_config=None, **options
 
     masks = [[int(label != IGNORED) for label in row.labels] for row in rows]
     dataset = Dataset.from_list([{"input_ids": r.ids, "completion_mask": m} for r, m in zip(rows, masks, strict=True)])
-    settings = SFTConfig(**arguments(rows), completion_only_loss=True, max_length=None, **options)
+    settings = SFTConfig(**arguments(rows, run.batch), completion_only_loss=True, max_length=None, **options)
     in_order(SFTTrainer)(
         model, settings, train_dataset=dataset, processing_class=tokenizer, callbacks=[Watch(run)], peft_config=peft_config
     ).train()
@@ -158,28 +165,40 @@ LORA = {
 }
 
 
-def measure(contender: Callable, rows: list[Row]) -> Run:
-    """Run one contender on a fresh model."""
-    run, process = Run(), psutil.Process()
+def rows_of(kind: str, steps: int) -> list[Row]:
+    """Take the course's questions (20 to 47 tokens), or put a passage of the handbook before every second one (to 216)."""
+    examples = limit(read(DATA / "train.jsonl"), 2)
+    if kind == "passages":
+        texts = "\n\n".join(path.read_text(encoding="utf-8") for path in sorted((DATA / "handbook").glob("*.md")))
+        passages, rng = [text for text in texts.split("\n\n") if not text.startswith("#")], random.Random(0)
+        for i in range(0, len(examples), 2):
+            examples[i] = replace(examples[i], question=f"{rng.choice(passages)}\n\n{examples[i].question}")
+    rows = encode_all(load_model()[1], examples)
+    batches = batches_of(rows, Config(epochs=1, batch_size=BATCH[kind]))
+    return [row for batch in batches for row in batch][: BATCH[kind] * steps]
+
+
+def measure(name: str, rows: list[Row], batch: int) -> Run:
+    """Run one contender on a fresh model, in the process that this is called in."""
+    logging.set_verbosity_error()
+    run, process = Run(batch), psutil.Process()
     model, tokenizer = load_model()
     torch.manual_seed(0)
     busy, own = psutil.cpu_times(), process.cpu_times()
     began = time.perf_counter()
     with PeakMemory(model.device) as memory:
-        contender(model, tokenizer, rows, run)
+        {**FULL, **LORA}[name](model, tokenizer, rows, run)
     taken = (time.perf_counter() - began) * psutil.cpu_count()
     now, mine = psutil.cpu_times(), process.cpu_times()
-    everyone = sum(getattr(now, name, 0) - getattr(busy, name, 0) for name in ("user", "system", "steal", "nice"))
+    everyone = sum(getattr(now, part, 0) - getattr(busy, part, 0) for part in ("user", "system", "steal", "nice"))
     run.others = max(0.0, everyone - (mine.user + mine.system - own.user - own.system)) / taken
     run.gib = memory.gib
-    del model
-    gc.collect()
     return run
 
 
 def report(runs: dict[str, list[Run]], rows: list[Row], baseline: str) -> list[dict]:
     """Summarise: medians, and the spread of the ratio to the baseline within each round."""
-    later = rows[BATCH:]
+    later = rows[runs[baseline][0].batch :]
     real, supervised = sum(len(row.ids) for row in later), sum(row.supervised for row in later)
     table = []
     for name, of in runs.items():
@@ -204,30 +223,30 @@ def report(runs: dict[str, list[Run]], rows: list[Row], baseline: str) -> list[d
 def main() -> None:
     """Measure, print, save."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--rows", choices=BATCH, default="passages")
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--steps", type=int, default=9)
     options.add_argument("--full", action="store_true", help="only the full finetunes")
     options.add_argument("--lora", action="store_true", help="only the adapters")
     args = options.parse_args()
-    logging.set_verbosity_error()
     contenders = LORA if args.lora else FULL if args.full else {**FULL, **LORA}
-    rows = encode_all(load_model()[1], limit(read(DATA / "train.jsonl"), 2))
-    rows = [row for batch in batches_of(rows, Config(epochs=1, batch_size=BATCH)) for row in batch][: BATCH * args.steps]
+    rows = rows_of(args.rows, args.steps)
     runs: dict[str, list[Run]] = {name: [] for name in contenders}
-    for number in range(args.rounds):
-        for name, contender in contenders.items():
-            runs[name].append(measure(contender, rows))
-            print(f"round {number + 1}  {name:<32} {runs[name][-1].seconds():6.1f} s", flush=True)
-    baseline = "TRL and PEFT, no checkpointing" if args.lora else "Trainer, bf16"
-    table = report(runs, rows, baseline)
+    apart = {"max_workers": 1, "max_tasks_per_child": 1, "mp_context": multiprocessing.get_context("spawn")}
+    with ProcessPoolExecutor(**apart) as one_at_a_time:
+        for number in range(args.rounds):
+            for name in contenders:
+                runs[name].append(one_at_a_time.submit(measure, name, rows, BATCH[args.rows]).result())
+                print(f"round {number + 1}  {name:<32} {runs[name][-1].seconds():6.1f} s", flush=True)
+    table = report(runs, rows, "TRL and PEFT, no checkpointing" if args.lora else "Trainer, bf16")
     head = list(table[0])
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     lines += ["| " + " | ".join(str(entry[name]) for name in head) + " |" for entry in table]
     print("\n".join(lines))
     folder = build_folder() / "benchmarks"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "training.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (folder / "training.json").write_text(json.dumps(table, indent=1), encoding="utf-8")
+    (folder / f"training-{args.rows}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / f"training-{args.rows}.json").write_text(json.dumps(table, indent=1), encoding="utf-8")
     use_course_style()
     figure, ax = plt.subplots(figsize=(10, 0.6 * len(table) + 1.5))
     names = [entry["contender"] for entry in table][::-1]
@@ -235,7 +254,7 @@ def main() -> None:
     bars = ax.barh(names, rates, color=[BLUE if name.startswith("course") else GREY for name in names])
     ax.bar_label(bars, padding=4)
     ax.set(xlabel="real tokens a second", title="The same finetune, with each tool")
-    figure.savefig(folder / "training.png", bbox_inches="tight")
+    figure.savefig(folder / f"training-{args.rows}.png", bbox_inches="tight")
 
 
 if __name__ == "__main__":
