@@ -174,6 +174,8 @@ def build(out: Path = DATA, source: Path = DATA / "source") -> None:
         write_jsonl(folder / "multi_fact.jsonl", multi_fact_rows(facts, rng, count=30 if split == "dev" else 90))
     general = [{"id": f"general/{i}", **question} for i, question in enumerate(load("general", source), 1)]
     write_jsonl(out / "evaluation" / "general.jsonl", general)
+    text = (source / "general.txt").read_text(encoding="utf-8")
+    (out / "evaluation" / "general.txt").write_text(text, encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":
