@@ -2,5 +2,5 @@
 
 Nothing is imported here, so `import helpers` is instant; take what you need from its room:
 
-    data → models → lora → tokenization → attention → checkpoint → training → generation → evaluation → lesson
+    data → models → lora → tokenization → attention → checkpoint → training → generation → retrieval → evaluation → lesson
 """

@@ -170,10 +170,15 @@ class Index:
         return [[self.passages[i] for i in fuse(ranking)[:k]] for ranking in rankings]
 
 
+@cache
+def _plain(passage: Passage) -> str:
+    return f" {normalise(str(passage))} "
+
+
 def is_hit(found: Sequence[Passage], needed: Sequence[str]) -> bool:
     """Tell whether one of the passages holds all that is needed, as whole words: such as a value and a product's name."""
-    texts = [f" {normalise(str(passage))} " for passage in found]
-    return any(all(f" {normalise(part)} " in text for part in needed) for text in texts)
+    parts = [f" {normalise(part)} " for part in needed]
+    return any(all(part in _plain(passage) for part in parts) for passage in found)
 
 
 def prompt_with(tokenizer, question: str, found: Sequence[Passage], budget: int = 512, instruction: str = INSTRUCTION) -> str:

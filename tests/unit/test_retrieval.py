@@ -44,7 +44,7 @@ def test_passages_overlap_by_sentences_and_stay_within_their_words(folder):
     assert texts[:2] == ["One two three. Four five.", "Four five. Six seven eight."]
     assert max(len(text.split()) for text in texts) == 5 and " ".join(texts).count("word") == 12
     apart = [p.text for p in read_passages(folder, words=5, overlap=0) if p.file == "long.txt"]
-    assert apart[:2] == ["One two three. Four five.", "Six seven eight. word word"] or apart[1] == "Six seven eight."
+    assert apart[:2] == ["One two three. Four five.", "Six seven eight."]
 
 
 def test_a_heading_inside_a_code_block_is_none(tmp_path):
