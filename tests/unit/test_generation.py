@@ -61,10 +61,10 @@ HANDBOOK = [{"role": "system", "content": "You work for Tindermoss, a maker of s
 
 
 def test_a_shared_beginning_is_read_once_and_changes_no_answer(embedded, monkeypatch):
-    asked = [[*HANDBOOK, {"role": "user", "content": question}] for question in QUESTIONS]
-    once = generate(*embedded, asked, max_new_tokens=16, batch_size=4)
+    asked = [[*HANDBOOK, {"role": "user", "content": question}] for question in QUESTIONS[4:9]]
+    once = generate(*embedded, asked, max_new_tokens=12, batch_size=3)
     monkeypatch.setattr("helpers.generation.shared_beginning", lambda prompts: [])
-    assert once == generate(*embedded, asked, max_new_tokens=16, batch_size=4)
+    assert once == generate(*embedded, asked, max_new_tokens=12, batch_size=3)
 
 
 def test_only_what_all_prompts_share_is_shared():
