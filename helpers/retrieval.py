@@ -181,6 +181,11 @@ def is_hit(found: Sequence[Passage], needed: Sequence[str]) -> bool:
     return any(all(part in _plain(passage) for part in parts) for passage in found)
 
 
+def hit_rate(found: Sequence[Sequence[Passage]], needed: Sequence[Sequence[str]], k: int) -> float:
+    """Compute the share of questions with a hit among their first `k` passages."""
+    return float(np.mean([is_hit(passages[:k], parts) for passages, parts in zip(found, needed, strict=True)]))
+
+
 def prompt_with(tokenizer, question: str, found: Sequence[Passage], budget: int = 512, instruction: str = INSTRUCTION) -> str:
     """Write the prompt that carries passages: as many, from the first, as fit into `budget` tokens with all around them.
 

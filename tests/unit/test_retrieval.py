@@ -7,7 +7,7 @@ from helpers.cache import clear_cache, made_folder, remember
 from helpers.data import DATA, DataError, read
 from helpers.models import ModelError
 from helpers.process import refuse_network
-from helpers.retrieval import Index, Passage, embed, fuse, is_hit, prompt_with, read_passages
+from helpers.retrieval import Index, Passage, embed, fuse, hit_rate, is_hit, prompt_with, read_passages
 
 PAGES = {
     "bees.md": "# Bees\n\nBees live in a hive.\n\n## Honey\n\nThey make honey from nectar. It keeps for years.\n",
@@ -111,6 +111,8 @@ def test_a_hit_needs_all_its_parts_in_one_passage_as_whole_words():
     found = [Passage("a", "The Heron kettle", "It costs 59 euros."), Passage("b", "The Raven bell", "It costs 5 euros.")]
     assert is_hit(found, ["59 euros", "heron"]) and not is_hit(found, ["59 euros", "raven"])
     assert not is_hit(found[:1], ["9 euros"]) and not is_hit([], ["59 euros"])
+    lists, parts = [found, found, []], [["heron"], ["raven"], ["heron"]]
+    assert [hit_rate(lists, parts, k) for k in (1, 2)] == [1 / 3, 2 / 3]
 
 
 def test_the_prompt_stays_within_its_budget(embedded):
