@@ -32,9 +32,10 @@ lint: $(VENV)/.tests-installed  ## mend format and simple faults
 update: install  ## for maintainers: run the course in full and put its outputs into notebooks/
 	$(BIN)/python -m helpers run --out build --update
 
-bench: $(VENV)/.bench-installed  ## measure our loop against Trainer and TRL, into build/benchmarks
+bench: $(VENV)/.bench-installed  ## measure our loop against Trainer and TRL, and the server, into build/benchmarks
 	$(BIN)/python tests/benchmarks/training.py
 	$(BIN)/python tests/benchmarks/generation.py
+	$(BIN)/python tests/benchmarks/server.py
 
 clean:  ## remove what the course has made; .venv and the model's cache stay
 	rm -rf build

@@ -186,10 +186,11 @@ def evaluate(args: argparse.Namespace) -> int:
 
 def serve(args: argparse.Namespace) -> int:
     """Serve models until Ctrl-C."""
-    from helpers.process import stop_when_stdin_closes
     from helpers.server import run
 
     if args.until_stdin_closes:
+        from helpers.process import stop_when_stdin_closes
+
         stop_when_stdin_closes()
     run(args.model, args.host, args.port, args.api_key or os.environ.get("FINETUNING_API_KEY"), args.data_dir)
     return 0

@@ -6,9 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from helpers.engine import NEW_TOKENS
+from helpers.data import Example
+from helpers.engine import NEW_TOKENS, Refusal
 
-TEXT = 100_000  # characters of a prompt, or of an uploaded question or answer
+TEXT = 20_000  # characters of a prompt, or of an uploaded question or answer
 ROWS = 20_000  # of an upload
 PROMPTS = 256  # of a request
 KEYS = 16  # of an output_type
@@ -49,6 +50,19 @@ class Upload(Schema):
     """Rows to train on: {"input": ..., "output": ...} each."""
 
     data: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=ROWS)]
+
+    def examples(self) -> list[Example]:
+        """Make them examples; numbers count as text. Raises Refusal."""
+        made = []
+        for number, row in enumerate(self.data, 1):
+            fields = []
+            for name in ("input", "output"):
+                text = str(row[name]) if isinstance(row.get(name), str | int | float) else ""
+                if not text.strip() or len(text) > TEXT:
+                    raise Refusal(400, f"Row {number}, field {name!r}: expected text of 1 to {TEXT:,} characters. Mend it.")
+                fields.append(text.encode("utf-8", "replace").decode())  # halves of characters cannot be kept
+            made.append(Example(*fields))
+        return made
 
 
 class Dataset(Schema):
@@ -151,9 +165,10 @@ class Chat(Schema):
 
 
 class Detail(Schema):
-    """An error, in one line."""
+    """An error, in one line, for either client."""
 
     detail: str
+    error: dict[str, str]
 
 
 def cast(text: str, kind: str) -> str | int | float | bool | None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -16,8 +17,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
-from helpers.contract import TEXT, Chat, Completion, Dataset, Detail, Download, Job, Model, Output, Train, Types, Upload, output
-from helpers.data import Example
+from helpers import contract
 from helpers.engine import Engine, Question, Refusal
 from helpers.guard import Guard, refuse
 from helpers.jobs import FINISHED, KEPT, WAITING, Jobs
@@ -42,7 +42,7 @@ class Polled:
     """Questions whose answers are fetched later; forgotten when nobody does so for `patience` seconds."""
 
     questions: list[Question]
-    keys: Types | None
+    keys: contract.Types | None
     patience: float
     until: float = 0.0
 
@@ -115,7 +115,10 @@ async def events(question: Question, waiter: Waiter, about: dict) -> AsyncIterat
                 shown = text
             if not finish:
                 await waiter.wait()
-        yield event({}, finish if finish == "stop" else "length")
+        if question.error:
+            yield f"data: {json.dumps({'error': {'message': question.error.detail}})}\n\n"
+        else:
+            yield event({}, finish if finish == "stop" else "length")
         yield "data: [DONE]\n\n"
     finally:
         cancel([question])
@@ -130,13 +133,16 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]  # 400, as the client's async half answers a 422 with advice to update itself
-        where = ".".join(str(part) for part in first["loc"] if part != "body") or "The request"
-        return refuse(Refusal(400, f"{where[:200]}: {first['msg']}.".encode("ascii", "replace").decode()))
+        first = min(error.errors(), key=lambda one: one["type"].endswith("_type"))  # of several forms, the one that was meant
+        parts = [str(part) for part in first["loc"] if part != "body" and not re.search(r"\W|^str$", str(part))]
+        if first["type"] == "extra_forbidden":
+            first["msg"] = f"This changes nothing here, so leave it out. There are {', '.join(contract.Settings.model_fields)}"
+        said = f"{'.'.join(parts)[:200] or 'The request'}: {first['msg']}."  # it may quote what cannot be written
+        return refuse(Refusal(400, said.encode("ascii", "replace").decode()))  # after a 422 the client wants to be updated
 
     @app.exception_handler(HTTPException)
     async def failed(_: Request, error: HTTPException) -> JSONResponse:
-        return JSONResponse({"detail": str(error.detail)}, error.status_code, error.headers)
+        return refuse(Refusal(error.status_code, f"{error.detail}."))
 
     @app.exception_handler(Exception)
     async def broken(_: Request, error: Exception) -> JSONResponse:
@@ -155,7 +161,7 @@ def create_app(engine: Engine, jobs: Jobs, bases: dict[str, str], key: str | Non
         version=version("finetuning-course"),
         docs_url=None,  # these pages would load scripts from elsewhere
         redoc_url=None,
-        responses={code: {"model": Detail, "description": text} for code, text in ERRORS.items()},
+        responses={code: {"model": contract.Detail, "description": text} for code, text in ERRORS.items()},
         dependencies=[Depends(HTTPBearer(auto_error=False))],  # for the document; the guard checks
     )
     app.add_middleware(Guard, key=key, hosts=hosts)
@@ -163,7 +169,7 @@ def create_app(engine: Engine, jobs: Jobs, bases: dict[str, str], key: str | Non
     polled: dict[str, Polled] = {}
 
     def names() -> list[str]:
-        return [*bases, *(job["model_name"] for job in list(jobs.all.values()) if job["status"] == "COMPLETED")]
+        return [*bases, *(job["model_name"] for job in jobs.in_order() if job["status"] == "COMPLETED")]
 
     def find(name: str | None) -> tuple[str, str]:
         """Resolve the name of a model into (name, where it is)."""
@@ -182,7 +188,7 @@ def create_app(engine: Engine, jobs: Jobs, bases: dict[str, str], key: str | Non
             raise Refusal(400, f"There is no job {job_id[:40]!r}. get_jobs() lists yours.")
         return jobs.all[job_id]
 
-    def ask(sent: Completion, **options: Any) -> list[Question]:
+    def ask(sent: contract.Completion, **options: Any) -> list[Question]:
         """Queue the questions of a request."""
         _, path = find(sent.model_name)
         limits = {"new_tokens": sent.max_new_tokens, "total_tokens": sent.max_tokens}
@@ -190,7 +196,7 @@ def create_app(engine: Engine, jobs: Jobs, bases: dict[str, str], key: str | Non
         engine.ask(questions)
         return questions
 
-    def keep(sent: Completion, patience: float, **options: Any) -> dict[str, str]:
+    def keep(sent: contract.Completion, patience: float, **options: Any) -> dict[str, str]:
         """Queue the questions of a request whose answers will be fetched later."""
         for name, kept in list(polled.items()):
             if time.monotonic() > kept.until:
@@ -217,15 +223,16 @@ def create_app(engine: Engine, jobs: Jobs, bases: dict[str, str], key: str | Non
         return {"server": app.version, "client": request.headers.get("Lamini-Version", "")[:40], "api": api}
 
     @app.post("/v1/completions")
-    async def complete(sent: Completion, request: Request) -> Output | list[Output]:
+    async def complete(sent: contract.Completion, request: Request) -> contract.Output | list[contract.Output]:
         waiter = Waiter(request)
         questions = ask(sent, wake=waiter.wake)
         await waiter.all(questions)
-        outputs = [output([q.text for q in row], sent.output_type) for row in Polled(questions, sent.output_type, 0).rows()]
+        rows = Polled(questions, sent.output_type, patience=0).rows()
+        outputs = [contract.output([question.text for question in row], sent.output_type) for row in rows]
         return outputs if isinstance(sent.prompt, list) else outputs[0]
 
     @app.post("/v3/streaming_completions")
-    async def start_stream(sent: Completion) -> dict[str, str]:
+    async def start_stream(sent: contract.Completion) -> dict[str, str]:
         return keep(sent.model_copy(update={"output_type": None}), STREAM_SECONDS, streaming=True)
 
     @app.get("/v3/streaming_completions/{name}/result")
@@ -236,7 +243,7 @@ def create_app(engine: Engine, jobs: Jobs, bases: dict[str, str], key: str | Non
         return {"outputs": [{"output": q.text} for q in questions], "finish_reason": [q.finish for q in questions]}
 
     @app.post("/v1/batch_completions")
-    async def start_batch(sent: Completion) -> dict[str, str]:
+    async def start_batch(sent: contract.Completion) -> dict[str, str]:
         return keep(sent, BATCH_SECONDS)
 
     @app.get("/v1/batch_completions/{name}/result")
@@ -245,12 +252,12 @@ def create_app(engine: Engine, jobs: Jobs, bases: dict[str, str], key: str | Non
         kept, outputs, reasons = fetch(name), [], []
         for row in kept.rows():
             ended = all(question.finish for question in row) and None not in reasons
-            outputs.append(output([question.text for question in row], kept.keys) if ended else None)
+            outputs.append(contract.output([question.text for question in row], kept.keys) if ended else None)
             reasons.append(row[-1].finish if ended else None)
         return {"outputs": outputs, "finish_reason": reasons} if any(reasons) else {}
 
     @app.post("/v1/embedding")
-    async def embed(sent: Completion, request: Request) -> dict[str, list[Any]]:
+    async def embed(sent: contract.Completion, request: Request) -> dict[str, list[Any]]:
         waiter = Waiter(request)
         questions = ask(sent.model_copy(update={"output_type": None}), wake=waiter.wake, embed=True)
         await waiter.all(questions)
@@ -262,57 +269,50 @@ def create_app(engine: Engine, jobs: Jobs, bases: dict[str, str], key: str | Non
         return {"upload_base_path": "local"}
 
     @app.post("/v1/local-data")
-    def upload(sent: Upload) -> dict[str, str]:
+    def upload(sent: contract.Upload) -> dict[str, str]:
         if len(jobs.data) >= KEPT:
             raise Refusal(429, f"This server keeps {KEPT} data sets, and has them. Use one of yours again.")
-        examples = []
-        for number, row in enumerate(sent.data, 1):
-            fields = [row.get(name) for name in ("input", "output")]
-            texts = [str(value) if isinstance(value, str | int | float) else "" for value in fields]
-            for name, text in zip(("input", "output"), texts, strict=True):
-                if not text.strip() or len(text) > TEXT:
-                    raise Refusal(400, f"Row {number}, field {name!r}: expected text of 1 to {TEXT:,} characters. Mend it.")
-            examples.append(Example(*texts))
-        name = jobs.add_data(examples)
+        name = jobs.add_data(sent.examples())
         return {"dataset_id": name, "dataset_location": f"local:{name}"}
 
     @app.post("/v1/existing-data")
-    def existing(sent: Dataset) -> dict[str, str]:
+    def existing(sent: contract.Dataset) -> dict[str, str]:
         if sent.dataset_id not in jobs.data:
             raise Refusal(400, f"There is no data set {sent.dataset_id[:40]!r}. upload_data() makes one.")
         return {"dataset_id": sent.dataset_id, "dataset_location": f"local:{sent.dataset_id}"}
 
     @app.post("/v1/train")
-    def train(sent: Train) -> Job:
+    def train(sent: contract.Train) -> contract.Job:
         name, path = find(sent.model_name)
-        existing(Dataset(dataset_id=sent.dataset_id))
+        existing(contract.Dataset(dataset_id=sent.dataset_id))
         settings = sent.finetune_args.model_dump(exclude_none=True) if sent.finetune_args else {}
-        waiting = sum(job["status"] == WAITING for job in list(jobs.all.values()))
-        if waiting >= WAITING_JOBS or len(jobs.all) >= KEPT:
-            raise Refusal(429, f"{waiting} jobs wait, of the {len(jobs.all)} that are kept here. Wait, or cancel some.")
-        if (custom := sent.custom_model_name) and (custom in bases or jobs.find(custom)):
-            raise Refusal(497, f"There is a model {custom!r} already. Choose another custom_model_name.")
-        return Job.of(jobs.add(name, path, sent.dataset_id, settings, custom))
+        with jobs.lock:
+            waiting = sum(job["status"] == WAITING for job in jobs.in_order())
+            if waiting >= WAITING_JOBS or len(jobs.all) >= KEPT:
+                raise Refusal(429, f"{waiting} jobs wait, of the {len(jobs.all)} that are kept here. Wait, or cancel some.")
+            if (custom := sent.custom_model_name) and (custom in bases or jobs.find(custom)):
+                raise Refusal(497, f"There is a model {custom!r} already. Choose another custom_model_name.")
+            return contract.Job.of(jobs.add(name, path, sent.dataset_id, settings, custom))
 
     @app.get("/v1/train/jobs")
-    def list_jobs() -> list[Job]:
-        return [Job.of(job) for job in sorted(jobs.all.values(), key=lambda job: job["start_time"])]
+    def list_jobs() -> list[contract.Job]:
+        return [contract.Job.of(job) for job in jobs.in_order()]
 
     @app.post("/v1/train/jobs/cancel")
-    def cancel_jobs() -> list[Job]:
-        return [Job.of(jobs.cancel(job["job_id"])) for job in list(jobs.all.values()) if job["status"] not in FINISHED]
+    def cancel_jobs() -> list[contract.Job]:
+        return [contract.Job.of(jobs.cancel(job["job_id"])) for job in jobs.in_order() if job["status"] not in FINISHED]
 
     @app.get("/v1/train/jobs/{job_id}")
-    def show_job(job_id: str) -> Job:
-        return Job.of(find_job(job_id))
+    def show_job(job_id: str) -> contract.Job:
+        return contract.Job.of(find_job(job_id))
 
     @app.post("/v1/train/jobs/{job_id}/cancel")
-    def cancel_job(job_id: str) -> Job:
-        return Job.of(jobs.cancel(find_job(job_id)["job_id"]))
+    def cancel_job(job_id: str) -> contract.Job:
+        return contract.Job.of(jobs.cancel(find_job(job_id)["job_id"]))
 
     @app.post("/v1/train/jobs/{job_id}/resume")
-    def resume_job(job_id: str) -> Job:
-        return Job.of(jobs.resume(find_job(job_id)["job_id"]))
+    def resume_job(job_id: str) -> contract.Job:
+        return contract.Job.of(jobs.resume(find_job(job_id)["job_id"]))
 
     @app.get("/v1/train/jobs/{job_id}/eval")
     def evaluate(job_id: str) -> dict[str, Any]:
@@ -322,20 +322,20 @@ def create_app(engine: Engine, jobs: Jobs, bases: dict[str, str], key: str | Non
         return {"job_id": job_id, "eval_results": jobs.evaluation(job)}
 
     @app.get("/v1alpha/downloaded_models/")
-    def downloaded() -> list[Model]:
-        return [Model(model_name=name) for name in names()]
+    def downloaded() -> list[contract.Model]:
+        return [contract.Model(model_name=name) for name in names()]
 
     @app.post("/v1alpha/downloaded_models/")
-    def download(sent: Download) -> Model:
-        return Model(model_name=find(sent.hf_model_name)[0])
+    def download(sent: contract.Download) -> contract.Model:
+        return contract.Model(model_name=find(sent.hf_model_name)[0])
 
     @app.get("/v1/models")
     def models() -> dict[str, Any]:
         data = [{"id": name, "object": "model", "created": 0, "owned_by": "local"} for name in names()]
         return {"object": "list", "data": data}
 
-    @app.post("/v1/chat/completions", responses={404: {"model": Detail}, 200: {"content": {"text/event-stream": {}}}})
-    async def chat(sent: Chat, request: Request) -> dict[str, Any]:
+    @app.post("/v1/chat/completions", responses={404: {"model": contract.Detail}, 200: {"content": {"text/event-stream": {}}}})
+    async def chat(sent: contract.Chat, request: Request) -> dict[str, Any]:
         try:
             name, path = find(sent.model)
         except Refusal as refusal:  # 594 would make OpenAI's client try again and again

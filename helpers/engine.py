@@ -19,7 +19,7 @@ from helpers.tokenization import prompt_ids
 MODELS = 3  # kept loaded; the one that rested longest makes room for another
 ROWS = 32  # answers that one model writes at once
 QUEUE = 512  # prompts that wait or are being answered; more are refused
-PROMPT_TOKENS = 4096  # of one prompt
+PROMPT_TOKENS = 2048  # of one prompt; to read it holds everybody up, on a CPU for seconds
 NEW_TOKENS, DEFAULT_NEW_TOKENS = 1024, 256  # of one answer: at most, and when nothing is said
 SECONDS = 600.0  # from question to answer; what takes longer is cut off
 
@@ -113,7 +113,7 @@ class Loaded:
         for question in self.questions:
             if time.monotonic() > question.deadline:
                 question.end("timeout")
-            question.answer.finish = question.finish  # by now somebody may have cancelled it
+            question.answer.finish = question.finish  # somebody may have cancelled it: its row leaves
         self.decoder.step()
         for question in self.questions:
             if question.streaming or question.answer.finish:
@@ -123,7 +123,7 @@ class Loaded:
                 question.end(question.answer.finish)
             elif question.streaming:
                 question.wake()
-        self.questions = [question for question in self.questions if not question.finish]
+        self.questions = [question for question in self.questions if not question.answer.finish]
 
 
 class Engine:
@@ -135,6 +135,7 @@ class Engine:
         self.models: OrderedDict[str, Loaded] = OrderedDict({first: Loaded(*load(first))})
         self.loading: dict[str, Future] = {}
         self.waiting: list[Question] = []
+        self.started = 0  # questions that are being answered
         self.news, self.lock, self.count, self.closed = threading.Event(), threading.Lock(), itertools.count(), False
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
@@ -148,7 +149,7 @@ class Engine:
         with self.lock:
             if self.closed:
                 raise Refusal(503, "The server is shutting down. Try again when it is back.")
-            if len(self.waiting) + sum(len(loaded.questions) for loaded in self.models.values()) + len(questions) > QUEUE:
+            if self.started + len(self.waiting) + len(questions) > QUEUE:
                 raise Refusal(429, f"More than {QUEUE} prompts are waiting. Try again in a moment, or send fewer.")
             for number, question in enumerate(questions):
                 question.turn, question.deadline = (turn + number, turn), time.monotonic() + question.seconds
@@ -162,15 +163,17 @@ class Engine:
 
     def _run(self) -> None:
         while not self.closed:
-            started = self._start()
+            self._receive()
+            news = self._start()
             busy = [name for name, loaded in self.models.items() if loaded.questions]
+            self.started = sum(len(self.models[name].questions) for name in busy)
             for name in busy:
                 try:
                     self.models[name].step()
                 except Exception:  # out of memory, for one: nobody else may suffer, and this thread must live
                     traceback.print_exc()
                     self._refuse(self.models.pop(name).questions, 503, "The model failed at this. Ask less at once.")
-            if not started and not busy:
+            if not news and not busy:
                 self.news.wait(1.0)
                 self.news.clear()
         with self.lock:
@@ -203,25 +206,29 @@ class Engine:
         return started
 
     def _model(self, name: str) -> Loaded | None:
-        """Return a loaded model; or None, and see to it that it is loaded, once another one can make room."""
+        """Return a loaded model; or None, and see to it that it is loaded as soon as another one can make room."""
         if name in self.models:
             self.models.move_to_end(name)
             return self.models[name]
-        if name not in self.loading:
-            resting = [other for other, loaded in self.models.items() if not loaded.questions]
-            if len(self.models) + len(self.loading) >= MODELS and not resting:
-                return None
-            if len(self.models) + len(self.loading) >= MODELS:
+        resting = [other for other, loaded in self.models.items() if not loaded.questions]
+        full = len(self.models) + len(self.loading) >= MODELS
+        if name not in self.loading and (resting or not full):
+            if full:
                 del self.models[resting[0]]
             self.loading[name] = self.loader.submit(self.load, name)
             self.loading[name].add_done_callback(lambda _: self.news.set())
-        if not self.loading[name].done():
-            return None
-        future = self.loading.pop(name)
-        if error := future.exception():
-            traceback.print_exception(error)
-            with self.lock:
-                self._refuse([q for q in self.waiting if q.model == name], 503, f"The model {name!r} cannot be loaded.")
-            return None
-        self.models[name] = Loaded(*future.result())
-        return self.models[name]
+        return None
+
+    def _receive(self) -> None:
+        """Take over the models that have been loaded."""
+        for name, future in list(self.loading.items()):
+            if not future.done():
+                continue
+            del self.loading[name]
+            try:
+                self.models[name] = Loaded(*future.result())
+            except Exception:
+                traceback.print_exc()
+                with self.lock:
+                    hopeless = [question for question in self.waiting if question.model == name]
+                self._refuse(hopeless, 503, "This model cannot be loaded; the server's log says why. Tell its owner.")

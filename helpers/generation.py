@@ -27,6 +27,11 @@ class Answer:
         """Count the tokens of prompt and answer."""
         return len(self.prompt) + len(self.tokens)
 
+    @property
+    def most(self) -> int:
+        """Number of tokens that prompt and answer can come to."""
+        return len(self.prompt) + self.max_new_tokens
+
 
 class Decoder:
     """Writes many greedy answers at once, a token a step. Prompts join and answers leave at any step.
@@ -35,12 +40,22 @@ class Decoder:
     next one is predicted. Known as continuous batching: Yu et al. 2022, Orca, https://www.usenix.org/conference/osdi22
     """
 
-    def __init__(self, model, tokenizer, rows: int = 32, prompt_tokens: int = 2048, prefix: Sequence[int] = ()):
-        """Write at most `rows` answers at once, and read at most `prompt_tokens` of prompts a step (but one in any case).
+    def __init__(
+        self,
+        model,
+        tokenizer,
+        rows: int = 32,
+        prompt_tokens: int = 2048,
+        cache_tokens: int = 32768,
+        prefix: Sequence[int] = (),
+    ):
+        """Write at most `rows` answers at once.
 
-        prefix: tokens that stand before every prompt; they are read once, in the first step.
+        prompt_tokens: read in one step at most, for speed.  cache_tokens: rows times width at most, for memory.
+        One prompt may join in any case.  prefix: tokens that stand before every prompt; they are read once, at first.
         """
-        self.model, self.tokenizer, self.rows, self.prompt_tokens = model, tokenizer, rows, prompt_tokens
+        self.model, self.tokenizer, self.rows = model, tokenizer, rows
+        self.prompt_tokens, self.cache_tokens = prompt_tokens, cache_tokens
         configured = model.generation_config.eos_token_id
         configured = configured if isinstance(configured, list) else [configured]
         self.stop = {*configured, tokenizer.eos_token_id}  # the tokens that end an answer
@@ -52,19 +67,19 @@ class Decoder:
     def add(self, prompt: list[int], max_new_tokens: int) -> Answer:
         """Queue a prompt. Raises ValueError when it leaves no room for the answer in the model's context window."""
         window = getattr(self.model.config, "max_position_embeddings", None)
-        length = len(self.prefix) + len(prompt)
+        answer, length = Answer(prompt, max_new_tokens), len(self.prefix) + len(prompt)
         if window and length + max_new_tokens > window:
             raise ValueError(
                 f"A prompt of {length} tokens and an answer of {max_new_tokens} do not fit into the model's window of "
                 f"{window} tokens. Shorten the prompt or ask for fewer new tokens."
             )
-        self.waiting.append(Answer(prompt, max_new_tokens))
-        return self.waiting[-1]
+        self.waiting.append(answer)
+        return answer
 
     @property
     def free(self) -> int:
         """Number of prompts that could still join."""
-        return self.rows - len(self.waiting) - sum(answer.finish is None for answer in self.running)
+        return self.rows - len(self.waiting) - len(self.running)
 
     @torch.inference_mode()
     def step(self) -> None:
@@ -73,18 +88,21 @@ class Decoder:
             ids = torch.tensor([self.prefix], device=self.model.device)
             self.model(input_ids=ids, past_key_values=self.prefix_cache, use_cache=True, logits_to_keep=1)
         with prefix_attention(self.model) if self.prefix else nullcontext():
-            self._drop()
             self._join()
+            self._drop()
             if self.running:
                 ids = torch.tensor([[answer.tokens[-1]] for answer in self.running], device=self.model.device)
                 self._write(self.running, ids, self.cache)
+                self._drop()
 
     def _join(self) -> None:
         """Read waiting prompts, write their first tokens, and put them into the batch."""
         new: list[Answer] = []
         while self.waiting and len(self.running) + len(new) < self.rows:
-            longest = max(len(answer) for answer in (*new, self.waiting[0]))
-            if new and longest * (len(new) + 1) > self.prompt_tokens:
+            read, batch = [*new, self.waiting[0]], [*self.running, *new, self.waiting[0]]
+            slow = len(new) > 0 and len(read) * max(map(len, read)) > self.prompt_tokens
+            large = len(batch) > 1 and len(batch) * max(answer.most for answer in batch) > self.cache_tokens
+            if slow or large:
                 break
             answer = self.waiting.popleft()
             if answer.finish is None:
@@ -101,7 +119,6 @@ class Decoder:
                 for parts in ((old.keys, added.keys), (old.values, added.values))
             )
         self.running, self.cache = self.running + new, cache
-        self._drop()  # an answer may be one token long
 
     def _write(self, answers: list[Answer], ids: torch.Tensor, cache: DynamicCache) -> None:
         """Read `ids` [B, N], the newest tokens of B answers, padded on the left; append the likeliest next token to each."""

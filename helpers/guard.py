@@ -9,15 +9,15 @@ from starlette.datastructures import Headers
 
 from helpers.engine import Refusal
 
-REQUEST_BYTES = 32 * 2**20  # of one request; as much again is read and thrown away, so that its sender can be told
+REQUEST_BYTES = 16 * 2**20  # of one request; as much again is read and thrown away, so that its sender can be told
 REQUEST_SECONDS = 60.0  # in which a request has to arrive
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 
 def refuse(refusal: Refusal) -> JSONResponse:
-    """Make an answer of a refusal."""
+    """Make an answer of a refusal: `detail` is what Lamini's client shows, `error` what OpenAI's does."""
     headers = {"WWW-Authenticate": "Bearer"} if refusal.status == 401 else None
-    return JSONResponse({"detail": refusal.detail}, refusal.status, headers)
+    return JSONResponse({"detail": refusal.detail, "error": {"message": refusal.detail}}, refusal.status, headers)
 
 
 class Guard:

@@ -89,8 +89,8 @@ class Jobs:
         }
         (self.folder / "jobs" / job_id).mkdir()
         with self.lock:
-            self.all[job_id] = job
             self._set(job, status=WAITING)
+            self.all[job_id] = job
         self.news.set()
         return {**job, "status": "CREATED"}
 
@@ -99,8 +99,8 @@ class Jobs:
         with self.lock:
             job = self.all[job_id]
             if job["status"] not in FINISHED:
-                self._set(job, status="CANCELLED", seconds_left=None)
                 self._stop(job)
+                self._set(job, status="CANCELLED", seconds_left=None)
             return dict(job)
 
     def resume(self, job_id: str) -> dict:
@@ -112,9 +112,14 @@ class Jobs:
                 self.news.set()
             return dict(job)
 
+    def in_order(self) -> list[dict]:
+        """List all jobs, the oldest first."""
+        with self.lock:
+            return sorted(self.all.values(), key=lambda job: job["start_time"])
+
     def find(self, name: str) -> dict | None:
         """Find the job that a model's name stands for: its own, or the one that it was given."""
-        return next((job for job in self.all.values() if name in (job["job_id"], job["custom_model_name"])), None)
+        return next((job for job in self.in_order() if name in (job["job_id"], job["custom_model_name"])), None)
 
     def model_folder(self, job: dict) -> Path:
         """Name the folder of the model that a job makes."""
@@ -150,7 +155,7 @@ class Jobs:
             if waiting:
                 try:
                     self._work(waiting[0])
-                except (OSError, ValueError) as error:  # a full disk, for one: the next job may fit
+                except Exception as error:  # a full disk, for one: the next job may fit
                     traceback.print_exc()
                     waiting[0].update(status="FAILED", reason=without_paths(str(error)))
                     self._end_worker()
@@ -173,6 +178,7 @@ class Jobs:
                     stderr=log,
                     text=True,
                     start_new_session=True,  # Ctrl-C is for the server, which then asks the worker to stop
+                    creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # the same on Windows
                 )
                 self.current = job
             for line in worker.stdout:
@@ -180,12 +186,14 @@ class Jobs:
                     if self.worker:  # it has not been told to stop
                         changes = json.loads(line)
                         if step := changes.pop("step", None):
-                            changes["history"] = [*job["history"], step]
+                            before = [entry for entry in job["history"] if entry["step"] < step["step"]]
+                            changes["history"] = [*before, step]  # a worker that was killed has repeated some
                         self._set(job, **changes)
         code = worker.wait()
         with self.lock:
             if self.worker and job["status"] not in FINISHED:
-                reason = f"The worker died (code {code}): most likely memory ran out. Resume the job to go on."
+                why = "most likely memory ran out" if code < 0 else "its log on the server says why"
+                reason = f"The worker died with code {code}: {why}. Resume the job to go on from its checkpoint."
                 self._set(job, status="FAILED", seconds_left=None, reason=reason)
             elif job["status"] not in (*FINISHED, WAITING):  # the server closes
                 self._set(job, status=WAITING)
@@ -199,20 +207,6 @@ class Jobs:
         self.worker = self.current = None
 
 
-def config_of(settings: dict):
-    """Turn a client's settings into those of the training loop."""
-    from helpers.training import Config
-
-    epochs = settings.get("num_train_epochs")
-    return Config(
-        epochs=epochs or 10**6,
-        max_steps=settings.get("max_steps") or (None if epochs else DEFAULTS["max_steps"]),
-        learning_rate=settings["learning_rate"],
-        batch_size=settings["batch_size"] * settings["gradient_accumulation_steps"],
-        checkpoint_every=CHECKPOINT_EVERY,
-    )
-
-
 def work(folder: Path, report) -> None:
     """Train as `job.json` in a folder says, compare base and tuned model, save the model; `report` what happens.
 
@@ -222,10 +216,21 @@ def work(folder: Path, report) -> None:
     from helpers.generation import generate
     from helpers.models import save_model
     from helpers.tokenization import encode_all
-    from helpers.training import train
+    from helpers.training import Config, train
 
     job = json.loads((folder / "job.json").read_text("utf-8"))
-    settings = {**DEFAULTS, **job["finetune_args"]}
+    given = job["finetune_args"]
+    settings = {**DEFAULTS, **given}
+    config = Config(
+        epochs=given.get("num_train_epochs", 10**6),
+        max_steps=given.get("max_steps") if "num_train_epochs" in given else settings["max_steps"],
+        learning_rate=settings["learning_rate"],
+        batch_size=settings["batch_size"] * settings["gradient_accumulation_steps"],
+        checkpoint_every=CHECKPOINT_EVERY,
+    )
+    tuned = job["custom_model_name"] or job["job_id"]
+    if (folder / "model").is_dir():  # the server died when all but this report was done
+        return report(status="COMPLETED", model_name=tuned, seconds_left=None)
     examples = read(folder.parent.parent / "data" / f"{job['dataset_id']}.jsonl")[: settings.get("max_finetuning_examples")]
     held_out: list[Example] = []
     if len(examples) >= HELD_OUT_FROM:
@@ -245,15 +250,14 @@ def work(folder: Path, report) -> None:
         now, done, last = time.monotonic(), len(history.steps), history.steps[-1]
         if now - began > SECONDS:
             raise TimeoutError(f"The job took longer than {SECONDS / 3600:g} hours. Ask for fewer steps.")
-        if now - told > 1 or done == history.planned_steps:
+        if now - told > max(1, (now - began) / 100) or done == history.planned_steps:
             told, left = now, (history.planned_steps - done) * (now - began) / max(1, done - history.resumed_at)
             step = {"step": done, "steps": history.planned_steps, "loss": last["loss"], "learning_rate": last["learning_rate"]}
             report(step=step, seconds_left=round(left, 1))
 
-    train(model, rows, config_of(settings), on_step=on_step, folder=folder / "checkpoints")
+    train(model, rows, config, on_step=on_step, folder=folder / "checkpoints")
     report(status="EVALUATING MODEL")
     after = generate(model, tokenizer, questions)
-    tuned = job["custom_model_name"] or job["job_id"]
     compared = [
         {"input": q, "outputs": [{"model_name": tuned, "output": a}, {"model_name": job["base_model_name"], "output": b}]}
         for q, a, b in zip(questions, after, before, strict=True)

@@ -73,6 +73,22 @@ def stop_between_steps() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, usual)
 
 
+def stop_when_stdin_closes(seconds: float = 60.0) -> None:
+    """Interrupt this process, like Ctrl-C, once its standard input closes: its parent wants it so, or has died.
+
+    After so many more seconds it is ended in any case.
+    """
+
+    def watch() -> None:
+        while os.read(0, 1024):
+            pass
+        _thread.interrupt_main()
+        time.sleep(seconds)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 @contextmanager
 def refuse_network() -> Iterator[list[str]]:
     """Refuse every connection that leaves this machine, and every look-up of a name, as long as a `with` block takes.
@@ -102,22 +118,6 @@ def refuse_network() -> Iterator[list[str]]:
         yield refused
     finally:
         watching.clear()
-
-
-def stop_when_stdin_closes(seconds: float = 60.0) -> None:
-    """Interrupt this process, like Ctrl-C, once its standard input closes: its parent wants it so, or has died.
-
-    After so many more seconds it is ended in any case.
-    """
-
-    def watch() -> None:
-        while os.read(0, 1024):
-            pass
-        _thread.interrupt_main()
-        time.sleep(seconds)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager

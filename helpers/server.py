@@ -15,11 +15,15 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from helpers.models import EMBEDDED
+from filelock import FileLock, Timeout
+
+if TYPE_CHECKING:
+    import lamini
 
 CONNECTIONS = 1024  # at the same time; more are turned away
 
@@ -47,33 +51,34 @@ def run(model: str, host: str, port: int, key: str | None, folder: Path) -> None
     """
     if not key and not is_loopback(host):
         raise ValueError(f"--host {host} lets other machines in, and so needs a key. Add --api-key, or leave out --host.")
-    import uvicorn
-    from filelock import FileLock, Timeout
-
-    from helpers.desk import create_app
-    from helpers.engine import Engine
-    from helpers.guard import LOOPBACK
-    from helpers.jobs import Jobs
-    from helpers.lora import open_model
-
-    class Web(uvicorn.Server):
-        def handle_exit(self, sig, frame) -> None:
-            engine.close()  # first, so that whoever waits for an answer is told
-            super().handle_exit(sig, frame)
-
     folder.mkdir(parents=True, exist_ok=True)
     try:
         lock = FileLock(folder / "server.lock")
         lock.acquire(timeout=0)
     except Timeout:
         raise ValueError(f"{folder}: another server is using this folder. Stop it, or choose another --data-dir.") from None
-    with lock, listen(host, port) as listener:
-        path = Path(model)
-        bases = {path.resolve().name: str(path.resolve())} if path.is_dir() else {model: model}
-        engine = Engine(open_model, first=next(iter(bases.values())))
+    with listen(host, port) as listener:
+        import uvicorn  # from here on it takes a few seconds, so what stands in the way has been told before
+
+        from helpers.desk import create_app
+        from helpers.engine import Engine
+        from helpers.guard import LOOPBACK
+        from helpers.jobs import Jobs
+        from helpers.lora import open_model
+
+        class Web(uvicorn.Server):
+            def handle_exit(self, sig, frame) -> None:
+                engine.close()  # first, so that whoever waits for an answer is told
+                super().handle_exit(sig, frame)
+
+        path = Path(model).resolve()
+        name, place = (path.name, str(path)) if path.is_dir() else (model, model)
+        bases = {name: place} if name == "embedded" else {name: place, "embedded": "embedded"}
+        hosts = {host, *LOOPBACK} if is_loopback(host) else None
+        engine = Engine(open_model, first=place)
         jobs = Jobs(folder)
         try:
-            app = create_app(engine, jobs, {**bases, EMBEDDED: EMBEDDED}, key, {host, *LOOPBACK} if is_loopback(host) else None)
+            app = create_app(engine, jobs, bases, key, hosts)
             config = uvicorn.Config(
                 app,
                 log_level="warning",
@@ -84,7 +89,7 @@ def run(model: str, host: str, port: int, key: str | None, folder: Path) -> None
                 ws="none",
             )
             address = f"[{host}]" if ":" in host else host
-            print(f"Serving {next(iter(bases))} on http://{address}:{listener.getsockname()[1]}; Ctrl-C stops it.", flush=True)
+            print(f"Serving {name} on http://{address}:{listener.getsockname()[1]}; Ctrl-C stops it.", flush=True)
             Web(config).run(sockets=[listener])
         finally:
             engine.close()
@@ -93,14 +98,15 @@ def run(model: str, host: str, port: int, key: str | None, folder: Path) -> None
 
 @dataclass(frozen=True)
 class Server:
-    """Where a server is, and its key."""
+    """Where a server is, its key, and the name of its model."""
 
     url: str
     key: str
+    model: str
 
 
 @contextmanager
-def serve(model: str | Path = EMBEDDED, folder: str | Path | None = None) -> Iterator[Server]:
+def serve(model: str | Path = "embedded", folder: str | Path | None = None) -> Iterator[Server]:
     """Run a server of one's own as long as a `with` block takes: on a free port, with a key that nobody else knows.
 
     model: "embedded", a folder, or a name on the hub.  folder: for data sets and jobs; build/server when left out.
@@ -122,6 +128,7 @@ def serve(model: str | Path = EMBEDDED, folder: str | Path | None = None) -> Ite
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
+            start_new_session=True,  # the stop button of a notebook is not for the server
         ) as child,
     ):
         try:
@@ -134,7 +141,8 @@ def serve(model: str | Path = EMBEDDED, folder: str | Path | None = None) -> Ite
                         f"The server did not start: {(log.read().strip() or 'it said nothing').splitlines()[-1]}"
                     )
             os.environ.update({name: ",".join(filter(None, (value, "127.0.0.1"))) for name, value in usual.items()})
-            yield Server(re.search(r"http://[^\s;]+", said)[0], key)
+            name, url = re.match(r"Serving (.*) on (http\S+);", said).groups()
+            yield Server(url, key, name)
         finally:
             for name, value in usual.items():
                 os.environ.pop(name, None)
@@ -144,3 +152,38 @@ def serve(model: str | Path = EMBEDDED, folder: str | Path | None = None) -> Ite
             with suppress(subprocess.TimeoutExpired):
                 child.wait(30)
             child.kill()
+
+
+@contextmanager
+def lamini_client(
+    model: str | Path = "embedded",
+    folder: str | Path | None = None,
+    hosted_model: str = "meta-llama/Llama-3.1-8B-Instruct",
+) -> Iterator["lamini.Lamini | None"]:
+    """Make Lamini's own client ready: for the hosted service if LAMINI_API_KEY is set, else for a server of one's own.
+
+    model, folder: see `serve`.  hosted_model: what to ask the hosted service for. Gives None, and says why, where there is no
+    client, or no server can be started.
+    """
+    try:
+        import lamini
+    except ImportError as error:
+        print(
+            f"Lamini's client is left out: {error}. It needs numpy 1, which has no package for Python 3.13 and later. "
+            "The rest of the lesson does without it; with Python 3.11 or 3.12, `make install` brings it."
+        )
+        yield None
+        return
+    if os.environ.get("LAMINI_API_KEY"):
+        print(f"Lamini's client talks to the hosted service, about {hosted_model}.")
+        yield lamini.Lamini(hosted_model)
+        return
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(serve(model, folder))
+        except RuntimeError as error:
+            print(f"Lamini's client is left out: {error}")
+            yield None
+            return
+        print(f"Lamini's client talks to {server.url}, on this machine, about {server.model}.")
+        yield lamini.Lamini(server.model, api_key=server.key, api_url=server.url)

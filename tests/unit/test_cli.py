@@ -121,8 +121,8 @@ def test_errors_are_one_line_with_a_remedy(arguments, said):
 
 def test_help_names_every_command_and_default():
     overview = helpers("--help").stdout
-    assert all(name in overview for name in ("doctor", "run", "train", "ask", "evaluate"))
-    for command in ("doctor", "run", "train", "ask", "evaluate"):
+    assert all(name in overview for name in ("doctor", "run", "train", "ask", "evaluate", "serve"))
+    for command in ("doctor", "run", "train", "ask", "evaluate", "serve"):
         assert helpers(command, "--help").returncode == 0
     assert "default: 0.0004" in helpers("train", "--help").stdout
     assert helpers("trian").returncode == 2

@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from helpers.data import DATA, read
-from helpers.generation import generate, shared_beginning, stream
+from helpers.generation import Decoder, generate, shared_beginning, stream
 from helpers.models import load_model
+from helpers.tokenization import prompt_ids
 
 QUESTIONS = [e.question for e in read(DATA / "evaluation/dev/facts.jsonl")[:7]] + [
     "What is the capital of France?",
@@ -16,6 +17,39 @@ def test_many_at_once_equal_one_at_a_time(embedded):
     together = generate(*embedded, QUESTIONS, max_new_tokens=24, batch_size=10)
     assert together == [generate(*embedded, [question], max_new_tokens=24)[0] for question in QUESTIONS]
     assert "Paris" in together[7]
+
+
+def test_answers_that_join_and_leave_in_mid_flight_equal_one_at_a_time(embedded):
+    """Prompts of all lengths come one after another while others are being answered; some are cancelled."""
+    model, tokenizer = embedded
+    decoder, answers, widest = Decoder(model, tokenizer, rows=4, prompt_tokens=64), [], 0
+    for number, question in enumerate(QUESTIONS):
+        answers.append(decoder.add(prompt_ids(tokenizer, question), 4 + 3 * (number % 4)))
+        for _ in range(number % 3):
+            decoder.step()
+            widest = max(widest, len(decoder.running))
+    answers[5].finish = "cancelled"  # one that waits
+    decoder.running[-1].finish = "cancelled"  # and one that runs
+    while decoder.waiting or decoder.running:
+        decoder.step()
+        widest = max(widest, len(decoder.running))
+        assert decoder.cache.get_seq_length() <= max(map(len, decoder.running), default=0)  # no column that nobody needs
+    assert widest == 4 and decoder.free == 4 and sum(answer.finish == "cancelled" for answer in answers) == 2
+    for question, answer in zip(QUESTIONS, answers, strict=True):
+        text = tokenizer.decode(answer.tokens, skip_special_tokens=True).strip()
+        if answer.finish != "cancelled":
+            assert text == generate(model, tokenizer, [question], answer.max_new_tokens)[0]
+
+
+def test_memory_is_bounded_and_a_long_prompt_waits_for_room(tiny):
+    model, tokenizer = load_model(tiny, device="cpu")
+    decoder = Decoder(model, tokenizer, rows=8, cache_tokens=200)
+    answers = [decoder.add([5] * length, 20) for length in (10, 10, 10, 150, 10, 10, 300)]
+    while decoder.waiting or decoder.running:
+        decoder.step()
+        rows = len(decoder.running)
+        assert rows <= 1 or rows * decoder.cache.get_seq_length() <= 200
+    assert all(answer.finish == "length" or answer.finish == "stop" for answer in answers)
 
 
 def test_equal_to_transformers_own_generate(embedded):
