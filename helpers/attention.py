@@ -56,7 +56,7 @@ def attention_after_prefix(module, query, key, value, attention_mask, scaling=No
     near_scores = near_scores.masked_fill(~seen[:, :, None], -torch.inf).view(rows, groups, -1, width)
     together = q.transpose(0, 1).reshape(groups, -1, dim)  # the queries of all rows stacked
     far_scores = (together @ far.transpose(-1, -2)).view(groups, rows, -1, length).transpose(0, 1)
-    shares = (torch.cat([far_scores, near_scores], dim=-1) * scaling).softmax(dim=-1)
+    shares = (torch.cat([far_scores, near_scores], dim=-1) * scaling).softmax(dim=-1, dtype=torch.float32).to(q.dtype)
     far_shares = shares[..., :length].transpose(0, 1).reshape(groups, -1, length)
     far_out = (far_shares @ far_values).view(groups, rows, -1, dim).transpose(0, 1)
     return (far_out + shares[..., length:] @ value).reshape(query.shape).transpose(1, 2), None

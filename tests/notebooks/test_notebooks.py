@@ -15,7 +15,7 @@ SMALL = {
     "01_why_finetune": {
         **{"wordings": "1", "max_steps": "3", "test_facts": "3", "test_others": "6", "compared_facts": "2"},
         **{"compared_others": "2", "development_facts": "2", "stuffed_tokens": "700", "reading_rows": "4"},
-        **{"position_facts": "3", "missed_asked": "2", "ablation_facts": "2", "small_steps": "2"},
+        **{"position_facts": "3", "searched_asked": "2", "scarce_facts": "2", "small_steps": "2"},
         **{"general_asked": "8", "timed_requests": "1"},
     },
     "05_training_process": {
