@@ -203,6 +203,8 @@ def build(out: Path = DATA, source: Path = DATA / "source") -> None:
     write_jsonl(out / "evaluation" / "general.jsonl", general)
     tasks = [(task, told, split) for split, tasks in load("instructions", source).items() for task, told in tasks.items()]
     write_jsonl(out / "instructions.jsonl", [row for task in tasks for row in instruction_rows(*task)])
+    text = (source / "general.txt").read_text(encoding="utf-8")
+    (out / "evaluation" / "general.txt").write_text(text, encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,6 @@
 
 Nothing is imported here, so `import helpers` is instant; take what you need from its room:
 
-    data → models → lora → tokenization → attention → checkpoint → training → generation → evaluation → lesson
+    data → models → lora → tokenization → attention → checkpoint → training → generation → retrieval → evaluation → lesson
     and beyond the hour, how models are served to many: engine → jobs → contract → guard → desk → server
 """
