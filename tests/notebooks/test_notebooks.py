@@ -18,6 +18,14 @@ SMALL = {
         **{"position_facts": "3", "searched_asked": "2", "scarce_facts": "2", "small_steps": "2"},
         **{"general_asked": "8", "timed_requests": "1"},
     },
+    "02_where_finetuning_fits_in": {
+        **{"hidden_size": "32", "layers": "2", "pretraining_steps": "16", "samples_written": "2", "general_asked": "4"},
+        **{"facts_used": "2", "style_rows": "8", "texts_read": "2"},
+    },
+    "03_instruction_finetuning": {
+        **{"rows_used": "16", "epochs": "1", "asked_per_task": "1", "general_asked": "4", "passages_read": "3"},
+        **{"small_steps": "2"},
+    },
     "05_training_process": {
         **{"facts_used": "4", "wordings": "4", "epochs": "1", "sweep_steps": "2", "overfit_epochs": "2"},
         **{"compared_steps": "2", "lora_rank": "2", "killed_steps": "3", "off_topic_asked": "3"},
