@@ -1,6 +1,6 @@
 """Build the handbook and the question sets of Tindermoss from data/source/; run as `python data/build.py`.
 
-Everything below data/handbook/ and data/evaluation/, and data/train.jsonl, is made here, and only here.
+Everything below data/handbook/, data/evaluation/ and data/raw/, and data/train.jsonl, is made here, and only here.
 The same source always gives the same bytes: nothing depends on the clock, the machine or the order of a set.
 """
 
@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 import yaml
+from soil import build_export
 
 DATA = Path(__file__).parent
 PLACEHOLDER = re.compile(r"\{\{([a-z]+)\.([a-z_]+)\}\}")
@@ -148,7 +149,7 @@ def write_jsonl(path: Path, rows: list[dict]) -> None:
 
 
 def build(out: Path = DATA, source: Path = DATA / "source") -> None:
-    """Write the handbook and all question sets below `out`."""
+    """Write the handbook, all question sets and the messy export below `out`."""
     facts, questions = load_facts(source), load("questions", source)
     unanswerable, off_topic = load("unanswerable", source), load("off_topic", source)
     value = {fact["id"]: fact["value"] for fact in facts}
@@ -174,8 +175,10 @@ def build(out: Path = DATA, source: Path = DATA / "source") -> None:
         write_jsonl(folder / "multi_fact.jsonl", multi_fact_rows(facts, rng, count=30 if split == "dev" else 90))
     general = [{"id": f"general/{i}", **question} for i, question in enumerate(load("general", source), 1)]
     write_jsonl(out / "evaluation" / "general.jsonl", general)
+    products = {fact["id"].split(".")[0]: fact["name"] for fact in facts if fact["id"].endswith(".price")}
+    build_export(out / "raw", train, fact_rows(facts, "test"), products)
 
 
 if __name__ == "__main__":
     build()
-    print(f"Built the handbook and the question sets in {DATA}.")
+    print(f"Built the handbook, the question sets and the messy export in {DATA}.")
