@@ -83,7 +83,7 @@ def mask(text: str, names: Iterable[str] = ()) -> str:
     """
     if "@" in text:
         text = EMAIL.sub("[EMAIL]", text)
-    if any(char.isdecimal() for char in text):
+    if re.search(r"\d", text):
         text = CARD.sub(lambda found: "[CARD]" if luhn(found[0]) else found[0], text)
         text = PHONE.sub(lambda found: "[PHONE]" if 9 <= sum(map(str.isdecimal, found[0])) <= 15 else found[0], text)
     for name in filter(str.strip, names):
@@ -188,6 +188,15 @@ def shingles(text: str) -> set[str]:
     return {text[start : start + SHINGLE] for start in range(max(1, len(text) - SHINGLE + 1))}
 
 
+def minhash(text: str) -> np.ndarray:
+    """Return a signature of 128 numbers; the share of them that two texts have in common is about their `likeness`.
+
+    Source: Broder 1997, On the resemblance and containment of documents.
+    """
+    hashes = np.array([zlib.crc32(piece.encode()) for piece in shingles(text)], dtype=np.uint64)
+    return ((hashes[:, None] * RANDOM[0] + RANDOM[1]) >> np.uint64(32)).min(axis=0).astype(np.uint32)
+
+
 def likeness(one: str, other: str) -> float:
     """Return the share of shingles that two texts have in common (Jaccard's index); 0 when they hold different numbers.
 
@@ -203,26 +212,28 @@ def matches(texts: Sequence[str], similar: float = 0.85, against: Sequence[str] 
     """Find for each text, by index, the first earlier one that it repeats; with `against`, the first of those.
 
     Texts match when they are equal after `normalise`, or else when they are at least so similar (1: equal only).
-    MinHash (Broder 1997) makes it fast: texts fall into the same bucket the likelier the more alike they are, and only
-    those in one bucket are compared. So by chance, 1 in 20 pairs that are 80% alike is missed, and 1 in 150 of those 85% alike.
+    Only texts whose signatures agree in a whole band are compared. So, by chance, 1 in 20 of the pairs that are 80% alike
+    is missed, and 1 in 150 of those that are 85% alike.
     """
     known = [normalise(text) or text for text in against]
+    everything = known + [normalise(text) or text for text in texts]
+    signatures = np.empty((len(everything), BANDS * BAND), dtype=np.uint32)
     found, exact, buckets = {}, {}, defaultdict(list)
-    for index, text in enumerate([*known, *(normalise(text) or text for text in texts)]):
-        place = index - len(known)
+    for index, text in enumerate(everything):
         original, keys = exact.get(text), []
         if original is None and similar < 1:
-            hashes = np.array([zlib.crc32(piece.encode()) for piece in shingles(text)], dtype=np.uint64)
-            signature = ((hashes[:, None] * RANDOM[0] + RANDOM[1]) >> np.uint64(32)).min(axis=0).astype(np.uint32)
-            keys = [(band, signature[band * BAND : (band + 1) * BAND].tobytes()) for band in range(BANDS)]
-            candidates = sorted({earlier for key in keys for earlier in buckets.get(key, ())})
-            original = next((number for number, other in candidates if likeness(text, other) >= similar), None)
-        if place >= 0 and original is not None:
-            found[place] = original
-        elif place < 0 or not known:
+            signatures[index] = minhash(text)
+            keys = [(band, part.tobytes()) for band, part in enumerate(signatures[index].reshape(BANDS, BAND))]
+            others = sorted({other for key in keys for other in buckets.get(key, ())})
+            estimates = (signatures[others] == signatures[index]).mean(axis=1)
+            likely = (other for other, estimate in zip(others, estimates, strict=True) if estimate > similar - 0.15)
+            original = next((other for other in likely if likeness(text, everything[other]) >= similar), None)
+        if index >= len(known) and original is not None:
+            found[index - len(known)] = original
+        elif index < len(known) or not known:
             exact.setdefault(text, index)
             for key in keys:
-                buckets[key].append((index, text))
+                buckets[key].append(index)
     return found
 
 
@@ -279,7 +290,7 @@ class Report:
         """Say it in a line a finding."""
         lines = [self.source, f"{self.rows} rows, {self.usable} of them can be used"]
         for name, number in self.counts.most_common():
-            lines.append(f"{number:>8}  {name}: {'; '.join(self.examples[name])}{' ...' if number > 3 else ''}")
+            lines.append(f"{number:>8}  {name}: {'; '.join(self.examples[name])}{'; ...' if number > 3 else ''}")
         return "\n".join(lines + ([f"Not read to its end: {self.broken_off}"] if self.broken_off else []))
 
 
@@ -299,24 +310,25 @@ def report(
     fewer than 0.1% are taken for repeated. test: questions that must not be there, compared after `normalise`.
     """
     source = recognise(source, format, columns)
+    own_name = f"{source.name}, "
     found, seen = Report(str(source)), bytearray(FILTER // 8)
     held_back = {normalise(example.question) for example in test}
     try:
         for where, row in stream(source):
             found.rows += 1
             if isinstance(row, DataError):
-                found.add("cannot be used", str(row))
+                found.add("cannot be used", str(row).removeprefix(own_name))
                 continue
             found.usable += 1
             for name in faults(row, longest):
-                found.add(name, where)
+                found.add(name, where.removeprefix(own_name))
             question = normalise(row.question)
             if question in held_back:
-                found.add("test question", where)
+                found.add("test question", where.removeprefix(own_name))
             digest = blake2b(question.encode(), digest_size=16).digest()
             bits = [int.from_bytes(digest[start : start + 4]) % FILTER for start in (0, 4, 8, 12)]
             if all(seen[bit >> 3] >> (bit & 7) & 1 for bit in bits):
-                found.add("question asked before", where)
+                found.add("question asked before", where.removeprefix(own_name))
             for bit in bits:
                 seen[bit >> 3] |= 1 << (bit & 7)
     except DataError as error:

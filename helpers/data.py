@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import reprlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
@@ -131,7 +132,7 @@ def to_dataset(examples: Iterable[Example]):
 
 def normalise(text: str) -> str:
     """Lower-case, keep letters and digits, squeeze spaces: texts that are equal after this count as the same."""
-    return " ".join("".join(char if char.isalnum() else " " for char in text.lower()).split())
+    return re.sub(r"[\W_]+", " ", text.lower()).strip()
 
 
 def leaks(train: Iterable[Example], test: Iterable[Example]) -> list[Example]:

@@ -39,7 +39,7 @@ ROLES = {"human": "user", "gpt": "assistant"} | {role: role for role in ("system
 OWN_DATA = Path(__file__).resolve().parent.parent / "data"
 LONGEST_LINE = 2**24  # bytes; what is longer is hardly a row, and would fill the memory
 NO_TEXT = re.compile("[\0\ud800-\udfff]")  # null characters and halves of characters
-SAMPLE = 100  # rows that are looked at to find one that shows the columns
+SAMPLE = 100  # rows that are looked at to find one with a question and an answer
 
 
 class DataError(ValueError):
@@ -203,13 +203,14 @@ def _markdown(path: Path) -> Iterator[tuple[str, object]]:
 def _hub(name: str) -> Iterable[dict]:
     """Fetch a data set's training split from the hub, or from the cache of an earlier time."""
     from datasets import load_dataset
+    from huggingface_hub import constants
 
     try:
         return load_dataset(name, split="train")
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        remedy = "Check name and network, or fetch the data set elsewhere and give its file."
-        raise DataError(f"{name}: the hub did not give this data set ({reason}). {remedy}") from None
+    except Exception as error:  # the hub's client lets many kinds through: sockets, HTTP, timeouts, wrong files
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{type(error).__name__}: {error}".split("\n")[0][:160]
+        remedy = "Check the name and the network, or fetch the data set elsewhere and give its file."
+        raise DataError(f"{name}: there is no such file, and the hub did not give this data set ({why}). {remedy}") from None
 
 
 # ---- from records to questions and answers
@@ -228,6 +229,12 @@ def _field(record: dict, name: str, where: str) -> str:
     if NO_TEXT.search(text):
         raise DataError(f"{where}, field {name!r}: holds bytes that are no text. Save the file as UTF-8 and try again.")
     return text
+
+
+def _no_object(record: object, where: str) -> str:
+    """Say that a record has no fields."""
+    found = json.dumps(record, default=str)[:40]
+    return f'{where}: expected an object such as {{"question": ..., "answer": ...}}, found {found!r}.'
 
 
 def _conversation(turns: object, name: str, where: str) -> tuple[str, str]:
@@ -286,8 +293,7 @@ class Source:
     def pair(self, record: object, where: str) -> tuple[str, str]:
         """Take question and answer from a record."""
         if not isinstance(record, dict):
-            found = json.dumps(record, default=str)[:40]
-            raise DataError(f'{where}: expected an object such as {{"question": ..., "answer": ...}}, found {found!r}.')
+            raise DataError(_no_object(record, where))
         names = [self.columns[field] for field in LAYOUTS[self.layout]]
         if self.layout in ("messages", "sharegpt"):
             return _conversation(record.get(names[0]), names[0], where)
@@ -318,16 +324,44 @@ def _container(path: Path) -> str:
     return "json" if start.startswith(b"[") else "jsonl"
 
 
-def _layout(names: Iterable[str], where: str) -> str:
-    """Recognise by its columns how a row says question and answer."""
-    names = set(names)
-    complete = [layout for layout, fields in LAYOUTS.items() if names.issuperset(fields)]
+def _located(source: str | Path | Iterable[dict], format: str | None) -> tuple[str, Path | Iterable[dict], str]:
+    """Find what is to be read: its name, the path or the rows, and how these are stored."""
+    if isinstance(source, Mapping):
+        raise DataError(f"This data set has parts. Give one of them: {', '.join(map(repr, source))}.")
+    if not isinstance(source, (str, Path)):
+        return "data set", source if iter(source) is not source else list(source), "dataset"
+    name, path, container = str(source), Path(source), format if format in CONTAINERS else None
+    on_hub = re.fullmatch(r"\w[\w.-]*/[\w.-]+", path.as_posix()) and not path.parent.exists()
+    file_like = path.suffix.lower() in (".gz", *(ending for endings in CONTAINERS.values() for ending in endings))
+    if container == "hub" or (container is None and on_hub and not file_like):
+        return name, _hub(path.as_posix()), "hub"
+    if path.is_dir():
+        if not any(path.rglob("*.md")):
+            raise DataError(f"{name}: a folder is read for its Markdown, but there is no such file (*.md) in it.")
+        return name, path, "markdown"
+    if not path.is_file():
+        raise DataError(f"{name}: there is no such file. Check the path; the course's own data is in {OWN_DATA}.")
+    return name, path, container or _container(path)
+
+
+def _understood(record: dict, where: str, format: str | None, mapped: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    """Find out how a row says question and answer: the layout, and the name of each of its fields in this file."""
+    if mapped:
+        return "question_answer", {"question": "question", "answer": "answer"} | dict(mapped)
+    spelt = {str(column).strip().casefold(): column for column in record}
+    complete = [layout for layout, fields in LAYOUTS.items() if spelt.keys() >= set(fields)]
     if "alpaca" in complete and "input_output" in complete:  # its "input" belongs to the instruction
         complete.remove("input_output")
-    if len(complete) > 1:
-        raise DataError(f"{where}: could be {' or '.join(complete)}. Name one: --format {complete[0]}")
-    likely = [layout for layout, fields in LAYOUTS.items() if names.intersection(fields)]
-    return (complete or likely or ["question_answer"])[0]
+    likely = [layout for layout, fields in LAYOUTS.items() if not spelt.keys().isdisjoint(fields)]
+    layout = format if format in LAYOUTS else (complete or likely or ["question_answer"])[0]
+    if format not in LAYOUTS and len(complete) > 1:
+        raise DataError(f"{where}: could be {' or '.join(complete)}. Name one: --format {layout}")
+    named = {}
+    for field in (*LAYOUTS[layout], *(["input"] if layout == "alpaca" else [])):
+        named[field] = spelt.get(field, field)
+        if len(same := [column for column in record if str(column).strip().casefold() == field]) > 1:
+            raise DataError(f"{where}: {' and '.join(map(repr, same))} may both be the {field}. Rename one.")
+    return layout, named
 
 
 def recognise(
@@ -340,51 +374,27 @@ def recognise(
     """
     if isinstance(source, Source):
         return source
+    mapped = dict(columns or {})
     if format not in (None, *FORMATS):
         raise DataError(f"{format!r} is no known format. Use one of {', '.join(FORMATS)}.")
-    if strange := set(columns or ()) - {"question", "answer", "id"}:
+    if strange := set(mapped) - {"question", "answer", "id"}:
         raise DataError(f"{min(strange)!r} cannot be mapped. Write it as question=COLUMN,answer=COLUMN")
-    container = format if format in CONTAINERS else None
-    if isinstance(source, Mapping):
-        raise DataError(f"This data set has parts. Give one of them: {', '.join(map(repr, source))}.")
-    if not isinstance(source, (str, Path)):
-        name, content, container = "data set", source if iter(source) is not source else list(source), "dataset"
-    else:
-        name, content = str(source), Path(source)
-        on_hub = re.fullmatch(r"\w[\w.-]*/[\w.-]+", content.as_posix()) and not content.parent.exists()
-        file_like = content.suffix.lower() in (".gz", *(ending for endings in CONTAINERS.values() for ending in endings))
-        if container == "hub" or (container is None and on_hub and not file_like):
-            content, container = _hub(content.as_posix()), "hub"
-        elif content.is_dir():
-            if not any(content.rglob("*.md")):
-                raise DataError(f"{name}: a folder is read for its Markdown, but there is no such file (*.md) in it.")
-            container = "markdown"
-        elif not content.is_file():
-            raise DataError(f"{name}: there is no such file. Check the path; the course's own data is in {OWN_DATA}.")
-        else:
-            container = container or _container(content)
-    found = Source(name, content, container)
-    if container == "markdown":
-        return Source(name, content, container, columns={"question": "question", "answer": "answer"})
-    looked_at = list(islice(found.records(), SAMPLE))
-    if not looked_at:
-        raise DataError(f"{name}: the file holds no rows. Each line needs a question and an answer.")
-    where, record = next(((where, record) for where, record in looked_at if isinstance(record, dict)), looked_at[0])
-    if isinstance(record, DataError):
-        raise record
-    spelt = {str(column).strip().casefold(): column for column in (record if isinstance(record, dict) else ())}
-    if columns:
-        layout, named = "question_answer", {"question": "question", "answer": "answer"} | dict(columns)
-    else:
-        layout = format if format in LAYOUTS else _layout(spelt, where)
-        fields = (*LAYOUTS[layout], *(["input"] if layout == "alpaca" else []))
-        named = {field: spelt.get(field, field) for field in fields}
-        for field in fields:
-            if len(same := [column for column in record if str(column).strip().casefold() == field]) > 1:
-                raise DataError(f"{where}: {' and '.join(map(repr, same))} may both be the {field}. Rename one.")
-    read = {*named.values(), *(OWN if layout == "question_answer" and not columns else ())}
-    unread = tuple(column for column in spelt.values() if column not in read)
-    return Source(name, content, container, layout, named, unread, bool(columns))
+    name, content, container = _located(source, format)
+    first, refused = None, None
+    for where, record in islice(Source(name, content, container).records(), SAMPLE):  # the first that has all fields
+        if not isinstance(record, dict):
+            refused = refused or (record if isinstance(record, DataError) else DataError(_no_object(record, where)))
+            continue
+        layout, named = _understood(record, where, format, mapped)
+        read = {*named.values(), *(OWN if layout == "question_answer" and not mapped else ())}
+        unread = tuple(column for column in record if column not in read)
+        found = Source(name, content, container, layout, named, unread, bool(mapped))
+        first = first or (found, record, where)
+        if all(column in record for field, column in named.items() if field in LAYOUTS[layout]):
+            return found
+    if first:
+        first[0].pair(*first[1:])  # says which field is missing
+    raise refused or DataError(f"{name}: the file holds no rows. Each line needs a question and an answer.")
 
 
 def arrange(question: str, answer: str, layout: str) -> dict:

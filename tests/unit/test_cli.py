@@ -104,7 +104,7 @@ def test_doctor_names_what_is_missing(tmp_path, monkeypatch):
     ("arguments", "said"),
     [
         (["train", "--data", "nowhere.jsonl"], "error: nowhere.jsonl: there is no such file"),
-        (["train", "--data", "README.md"], "error: README.md, line 1: this is not JSON"),
+        (["train", "--data", "Makefile"], "error: Makefile, line 1: this is not JSON"),
         (["train", "--data", "data/train.jsonl", "--learning-rate", "-1"], "error: learning_rate is -1.0"),
         (["train", "--data", "data/train.jsonl", "--model", "./nowhere"], "error: ./nowhere: there is no such folder"),
         (["ask", "--model", "./nowhere", "Hi"], "error: ./nowhere: there is no such folder"),
