@@ -20,17 +20,48 @@ from helpers.formats import Source, recognise
 
 # ---- texts
 
-TAG = re.compile(r"</?([a-zA-Z][a-zA-Z0-9]*)(?:\s[^<>]*)?/?>|<!--.*?-->", re.DOTALL)
-INLINE = {"a", "abbr", "b", "code", "em", "font", "i", "mark", "small", "span", "strong", "sub", "sup", "u"}
-ENTITY = re.compile(r"&(?:#\d{2,6}|#x[0-9a-fA-F]{2,5}|[a-zA-Z][a-zA-Z0-9]{1,30});")
+INLINE = ["a", "abbr", "b", "code", "em", "font", "i", "img", "mark", "s", "small", "span", "strong", "sub", "sup", "u"]
+BLOCK = [
+    "blockquote",
+    "body",
+    "br",
+    "center",
+    "dd",
+    "div",
+    "dl",
+    "dt",
+    "h1",
+    "h2",
+    "h3",
+    "h4",
+    "h5",
+    "h6",
+    "head",
+    "hr",
+    "html",
+    "li",
+    "ol",
+    "p",
+    "pre",
+    "table",
+    "tbody",
+    "td",
+    "th",
+    "thead",
+    "tr",
+    "ul",
+]
+TAG = re.compile(rf"</?({'|'.join(INLINE + BLOCK)})\b[^<>]*>|<!--.*?-->", re.IGNORECASE | re.DOTALL)
+ENTITY = re.compile(r"&(?:#\d{2,6}|#x[0-9a-f]{2,5}|[a-z][a-z0-9]{1,30});", re.IGNORECASE)
 
 
 def strip_html(text: str) -> str:
     """Remove tags, turn entities such as &amp; into what they stand for, and squeeze spaces; other texts stay as they are."""
     if not TAG.search(text) and not ENTITY.search(text):
         return text
-    text = TAG.sub(lambda tag: "" if (tag[1] or "").lower() in INLINE else " ", text)
-    return " ".join(html.unescape(text).split())
+    text = html.unescape(TAG.sub(lambda tag: "\n" if (tag[1] or "").lower() in BLOCK else "", text))
+    lines = (" ".join(line.split()) for line in text.split("\n"))
+    return "\n".join(line for line in lines if line)
 
 
 def _byte(char: str) -> bytes:
@@ -43,13 +74,15 @@ def _byte(char: str) -> bytes:
 
 CP1252 = "".join(bytes([byte]).decode("cp1252", "ignore") for byte in range(0x80, 0xA0))
 NEXT = f"[\u0080-\u009f\u00a1-\u00bf{CP1252}]"
-# UTF-8 when misread: Western letters begin with \u00c2, \u00c3 or \u00c5, quotes and dashes with \u00e2, emoji with \u00f0.
-# A wider net would catch right text: in French, \u00e9 and a space that does not break may stand before a closing quote.
-MISREAD = re.compile(f"[\u00c2\u00c3]\u00a0|[\u00c2\u00c3\u00c5]{NEXT}|\u00e2{NEXT}{{2}}|\u00f0{NEXT}{{3}}")
+# UTF-8 when misread: Western letters begin with \u00c2, \u00c3 or \u00c5, quotes and dashes with \u00e2, emoji with \u00f0, and
+# \u00cb comes from misreading twice. A wider net would catch right text, such as a French \u00e9 before a closing quote.
+MISREAD = (
+    f"[\u00c2\u00c3]\u00a0|[\u00c2\u00c3\u00c5]{NEXT}|\u00e2{NEXT}{{2}}|\u00f0{NEXT}{{3}}|\u00cb[\u0086\u009c\u2020\u0153]"
+)
 
 
 def repair_encoding(text: str) -> str:
-    """Put right characters of UTF-8 that were read as Latin-1 or cp1252, once or several times: cafÃ© becomes café."""
+    """Put right characters of UTF-8 that were read as Latin-1 or cp1252, once or twice: cafÃ© becomes café."""
 
     def reread(match: re.Match) -> str:
         try:
@@ -57,7 +90,7 @@ def repair_encoding(text: str) -> str:
         except UnicodeDecodeError:
             return match[0]
 
-    while not text.isascii() and (better := MISREAD.sub(reread, text)) != text:
+    while not text.isascii() and (better := re.sub(MISREAD, reread, text)) != text:
         text = better
     return text
 
@@ -208,14 +241,14 @@ def likeness(one: str, other: str) -> float:
     return len(first & second) / len(first | second)
 
 
-def matches(texts: Sequence[str], similar: float = 0.85, against: Sequence[str] = ()) -> dict[int, int]:
+def matches(texts: Sequence[str], similar: float = 0.85, against: Sequence[str] | None = None) -> dict[int, int]:
     """Find for each text, by index, the first earlier one that it repeats; with `against`, the first of those.
 
     Texts match when they are equal after `normalise`, or else when they are at least so similar (1: equal only).
     Only texts whose signatures agree in a whole band are compared. So, by chance, 1 in 20 of the pairs that are 80% alike
     is missed, and 1 in 150 of those that are 85% alike.
     """
-    known = [normalise(text) or text for text in against]
+    known = [normalise(text) or text for text in against or ()]
     everything = known + [normalise(text) or text for text in texts]
     signatures = np.empty((len(everything), BANDS * BAND), dtype=np.uint32)
     found, exact, buckets = {}, {}, defaultdict(list)
@@ -230,7 +263,7 @@ def matches(texts: Sequence[str], similar: float = 0.85, against: Sequence[str] 
             original = next((other for other in likely if likeness(text, everything[other]) >= similar), None)
         if index >= len(known) and original is not None:
             found[index - len(known)] = original
-        elif index < len(known) or not known:
+        elif index < len(known) or against is None:
             exact.setdefault(text, index)
             for key in keys:
                 buckets[key].append(index)
