@@ -11,47 +11,18 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from pathlib import Path
 
 import numpy as np
 
 from helpers.data import DataError, Example, normalise, stream
-from helpers.formats import Source, recognise
+from helpers.formats import Readable, recognise
 
 # ---- texts
 
-INLINE = ["a", "abbr", "b", "code", "em", "font", "i", "img", "mark", "s", "small", "span", "strong", "sub", "sup", "u"]
-BLOCK = [
-    "blockquote",
-    "body",
-    "br",
-    "center",
-    "dd",
-    "div",
-    "dl",
-    "dt",
-    "h1",
-    "h2",
-    "h3",
-    "h4",
-    "h5",
-    "h6",
-    "head",
-    "hr",
-    "html",
-    "li",
-    "ol",
-    "p",
-    "pre",
-    "table",
-    "tbody",
-    "td",
-    "th",
-    "thead",
-    "tr",
-    "ul",
-]
-TAG = re.compile(rf"</?({'|'.join(INLINE + BLOCK)})\b[^<>]*>|<!--.*?-->", re.IGNORECASE | re.DOTALL)
+INLINE = ("a", "abbr", "b", "code", "em", "font", "i", "img", "mark", "s", "small", "span", "strong", "sub", "sup", "u")
+BLOCK = ("blockquote", "body", "br", "center", "dd", "div", "dl", "dt", "h1", "h2", "h3", "h4", "h5", "h6", "head", "hr")
+BLOCK += ("html", "li", "ol", "p", "pre", "table", "tbody", "td", "th", "thead", "tr", "ul")
+TAG = re.compile(rf"</?({'|'.join(INLINE + BLOCK)})\b[^<>]*>|<!--.{{0,2000}}?-->", re.IGNORECASE | re.DOTALL)
 ENTITY = re.compile(r"&(?:#\d{2,6}|#x[0-9a-f]{2,5}|[a-z][a-z0-9]{1,30});", re.IGNORECASE)
 
 
@@ -95,7 +66,7 @@ def repair_encoding(text: str) -> str:
     return text
 
 
-EMAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
+EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]+(?:\.[\w-]+)+")
 CARD = re.compile(r"(?<![\d-])\d(?:[ -]?\d){12,18}(?![\d-])")
 PHONE = re.compile(r"(?<![\w+.-])(?:\+\d{1,3}|\(?0\d)[\d ()/-]{5,}\d(?![\w-])")
 CAPITALISED = r"[A-Z\u00c0-\u00de][\w'-]+"
@@ -111,8 +82,9 @@ def luhn(number: str) -> bool:
 def mask(text: str, names: Iterable[str] = ()) -> str:
     """Put [EMAIL], [CARD], [PHONE] and [NAME] in the place of personal data.
 
-    Names are found where they are known (`names`: the customer's column) or introduced ("I am Ann Lee"). No pattern finds
-    all: other names, addresses and ways to write a number slip through, so what must not leak has to be read by a person.
+    Names are found where they are known (`names`: the customer's column) or introduced ("I am Ann Lee"), telephone numbers
+    where they begin with + or 0. No pattern finds all: other names, addresses and ways to write a number slip through, so
+    what must not leak has to be read by a person.
     """
     if "@" in text:
         text = EMAIL.sub("[EMAIL]", text)
@@ -152,7 +124,7 @@ def empty(answer: str) -> bool:
 
 def unfinished(answer: str) -> bool:
     """Tell whether an answer stops without the mark that ends a sentence, as one that was cut off does."""
-    return not re.search(r"[.!?\u2026:][\"')\]\u201d\u2019]*\s*$", answer)
+    return not re.search(r"[.!?\u2026:][\"')\]\u201d\u2019]*$", answer.rstrip())
 
 
 # ---- rows
@@ -327,11 +299,11 @@ class Report:
         return "\n".join(lines + ([f"Not read to its end: {self.broken_off}"] if self.broken_off else []))
 
 
-FILTER = 2**27  # bits of the table that remembers which rows were seen
+FILTER = 2**27  # bits of the table that remembers which questions were seen
 
 
 def report(
-    source: str | Path | Source | Iterable[dict],
+    source: Readable,
     format: str | None = None,
     columns: Mapping[str, str] | None = None,
     test: Sequence[Example] = (),

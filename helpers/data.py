@@ -9,11 +9,14 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from math import inf
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from helpers.formats import OWN, DataError, Source, arrange, recognise
+from helpers.formats import DATA, OWN, DataError, Readable, Source, arrange, recognise
 
-ROOT = Path(__file__).resolve().parent.parent  # the folder of the course
-DATA = ROOT / "data"  # the company's handbook and question sets
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+ROOT = DATA.parent  # the folder of the course
 KINDS = ("fact", "multi_fact", "unanswerable", "off_topic")
 
 
@@ -57,7 +60,7 @@ def _example(record: object, where: str, source: Source) -> Example:
 
 
 def stream(
-    source: str | Path | Source | Iterable[dict], format: str | None = None, columns: Mapping[str, str] | None = None
+    source: Readable, format: str | None = None, columns: Mapping[str, str] | None = None
 ) -> Iterator[tuple[str, Example | DataError]]:
     """Yield where each row stands, and the row as an Example, or the DataError that says why it cannot be one.
 
@@ -72,9 +75,7 @@ def stream(
             yield where, error
 
 
-def read(
-    source: str | Path | Source | Iterable[dict], format: str | None = None, columns: Mapping[str, str] | None = None
-) -> list[Example]:
+def read(source: Readable, format: str | None = None, columns: Mapping[str, str] | None = None) -> list[Example]:
     """Read questions and answers from any common format, which `recognise` finds out and can say.
 
     source: a file (JSON Lines, JSON, CSV, TSV, Parquet; .gz or not), a Markdown file or folder of them, a name on the hub
@@ -91,10 +92,7 @@ def read(
 
 
 def sift(
-    source: str | Path | Source | Iterable[dict],
-    format: str | None = None,
-    columns: Mapping[str, str] | None = None,
-    most: float = inf,
+    source: Readable, format: str | None = None, columns: Mapping[str, str] | None = None, most: float = inf
 ) -> tuple[list[Example], list[DataError]]:
     """Read the rows that can be used, and beside them the reasons why others cannot; stop at so many of these at most."""
     source = recognise(source, format, columns)
@@ -121,7 +119,7 @@ def write(path: str | Path, examples: Iterable[Example], layout: str = "question
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def to_dataset(examples: Iterable[Example]):
+def to_dataset(examples: Iterable[Example]) -> "Dataset":
     """Make examples a `datasets.Dataset`, which `read` takes back."""
     from datasets import Dataset, Features, List, Value
 

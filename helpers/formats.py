@@ -20,7 +20,7 @@ CONTAINERS = {
     "csv": (".csv",),
     "tsv": (".tsv", ".tab"),
     "parquet": (".parquet",),
-    "markdown": (".md", ".markdown"),
+    "markdown": (".md",),
     "hub": (),
 }
 # How a row says question and answer: the fields that it has to have, the answer's last.
@@ -36,7 +36,7 @@ LAYOUTS = {
 FORMATS = (*CONTAINERS, *LAYOUTS)
 OWN = ("id", "kind", "facts", "values")  # what the course's own rows say besides question and answer
 ROLES = {"human": "user", "gpt": "assistant"} | {role: role for role in ("system", "user", "assistant")}
-OWN_DATA = Path(__file__).resolve().parent.parent / "data"
+DATA = Path(__file__).resolve().parent.parent / "data"  # the company's handbook and question sets
 LONGEST_LINE = 2**24  # bytes; what is longer is hardly a row, and would fill the memory
 NO_TEXT = re.compile("[\0\ud800-\udfff]")  # null characters and halves of characters
 SAMPLE = 100  # rows that are looked at to find one with a question and an answer
@@ -128,9 +128,9 @@ def _json(path: Path) -> Iterator[tuple[str, object]]:
 
 
 def _delimiter(path: Path) -> str:
-    """Return what parts the first line into the most columns: a comma, a semicolon, a tab or a bar."""
+    """Return what parts the first line into the most columns; between equals, a comma may rather be part of a name."""
     _, line = next(_lines(path), (1, b""))
-    return max(",;\t|", key=re.sub('"[^"]*"', "", _text(line, f"{path}, line 1", True)).count)
+    return max("\t;|,", key=re.sub('"[^"]*"', "", _text(line, f"{path}, line 1", True)).count)
 
 
 def _table(path: Path, delimiter: str) -> Iterator[tuple[str, object]]:
@@ -219,7 +219,7 @@ def _hub(name: str) -> Iterable[dict]:
 def _field(record: dict, name: str, where: str) -> str:
     """Take the text of a field, or say in one sentence what is wrong with it."""
     if name not in record:
-        found = ", ".join(islice(record, 20)) or "none"
+        found = " ".join(", ".join(map(str, islice(record, 20))).split()) or "none"
         remedy = "Add it, or name the column that holds it: --map question=COLUMN,answer=COLUMN"
         raise DataError(f"{where}: the field {name!r} is missing (found: {found}). {remedy}")
     text = record[name]
@@ -233,7 +233,7 @@ def _field(record: dict, name: str, where: str) -> str:
 
 def _no_object(record: object, where: str) -> str:
     """Say that a record has no fields."""
-    found = json.dumps(record, default=str)[:40]
+    found = reprlib.repr(record)[:40]
     return f'{where}: expected an object such as {{"question": ..., "answer": ...}}, found {found!r}.'
 
 
@@ -276,9 +276,9 @@ class Source:
     def __str__(self) -> str:
         """Say in one line what was recognised, and which columns are left out."""
         if self.container == "markdown":
-            return f"{self.name}: read as markdown, one row a section: its headings are the question, its text the answer."
+            return f"{self.name}: read as markdown (*.md), a row a section: its headings are the question, its text the answer."
         read = ", ".join(name if field == name else f"{field} = {name!r}" for field, name in self.columns.items())
-        unread = f" Not read: {', '.join(self.unread)}." if self.unread else ""
+        unread = f" Not read: {', '.join(map(str, self.unread))}." if self.unread else ""
         return f"{self.name}: read as {self.container}, {self.layout} ({read}).{unread}"
 
     def records(self) -> Iterator[tuple[str, object]]:
@@ -298,9 +298,12 @@ class Source:
         if self.layout in ("messages", "sharegpt"):
             return _conversation(record.get(names[0]), names[0], where)
         question, answer = (_field(record, name, where) for name in names)
-        if self.layout == "alpaca" and record.get(self.columns["input"]):
+        if self.layout == "alpaca" and str(record.get(self.columns["input"]) or "").strip():
             question += "\n\n" + _field(record, self.columns["input"], where)
         return question, answer
+
+
+Readable = str | Path | Source | Iterable[dict]  # a path, a name on the hub, a `datasets.Dataset`, a list of dicts
 
 
 def _container(path: Path) -> str:
@@ -340,7 +343,7 @@ def _located(source: str | Path | Iterable[dict], format: str | None) -> tuple[s
             raise DataError(f"{name}: a folder is read for its Markdown, but there is no such file (*.md) in it.")
         return name, path, "markdown"
     if not path.is_file():
-        raise DataError(f"{name}: there is no such file. Check the path; the course's own data is in {OWN_DATA}.")
+        raise DataError(f"{name}: there is no such file. Check the path; the course's own data is in {DATA}.")
     return name, path, container or _container(path)
 
 
@@ -364,9 +367,7 @@ def _understood(record: dict, where: str, format: str | None, mapped: Mapping[st
     return layout, named
 
 
-def recognise(
-    source: "str | Path | Source | Iterable[dict]", format: str | None = None, columns: Mapping[str, str] | None = None
-) -> Source:
+def recognise(source: Readable, format: str | None = None, columns: Mapping[str, str] | None = None) -> Source:
     """Find out how a file, a folder of Markdown, a data set or a name on the hub is to be read.
 
     `format` names one of FORMATS where that is not clear: how the rows are stored, or how they say question and answer.
@@ -399,10 +400,8 @@ def recognise(
 
 def arrange(question: str, answer: str, layout: str) -> dict:
     """Make a question and an answer one row of a layout, as `read` takes it back."""
-    if layout in ("messages", "sharegpt"):
-        roles, speaker, text = (("user", "assistant"), "role", "content")
-        if layout == "sharegpt":
-            roles, speaker, text = ("human", "gpt"), "from", "value"
-        turns = [{speaker: role, text: said} for role, said in zip(roles, (question, answer), strict=True)]
-        return {LAYOUTS[layout][0]: turns}
+    if layout == "messages":
+        return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+    if layout == "sharegpt":
+        return {"conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]}
     return dict(zip(LAYOUTS[layout], (question, answer), strict=True))

@@ -198,7 +198,7 @@ def test_every_format_gives_the_same_rows(tmp_path, name, packed):
         ("x.csv", "prompt,completion,by\nq,a,me", "read as csv, prompt_completion (prompt, completion). Not read: by."),
         ("x.json", '[{"instruction": "q", "output": "a"}]', "read as json, alpaca (instruction, output, input)."),
         ("x.txt", '{"conversations": []}', "read as jsonl, sharegpt (conversations)."),
-        ("x.md", "# a\nb", "read as markdown, one row a section"),
+        ("x.md", "# a\nb", "read as markdown (*.md), a row a section"),
     ],
 )
 def test_what_was_recognised_is_said(tmp_path, name, content, said):
