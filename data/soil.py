@@ -3,7 +3,7 @@
 `data/build.py` calls this. What is done to a row is kept in truth.jsonl: the names of its faults, and the question and
 answer that a perfect repair would leave (null where the row has to go). All customers are invented: their addresses are at
 example.org, their telephone numbers are from the ranges that Ofcom keeps for drama, and their card numbers pass the check
-of card numbers but start with 9990, which no bank has.
+of card numbers but start with 9990, as no bank's do.
 """
 
 import csv
@@ -88,8 +88,7 @@ COUNTS = {  # rows that get each fault, or two of them one after the other
     "personal_data html": 15,
     "encoding html": 15,
 }
-
-
+# What a perfect repair drops; it mends the other faults.
 DROPPED = ("exact_duplicate", "near_duplicate", "empty_answer", "truncated_answer", "contradiction")
 DROPPED += ("language", "too_long", "leaked_test")
 
@@ -113,8 +112,8 @@ def misread(text: str, rng: random.Random) -> str:
 
 
 def mistyped(text: str, rng: random.Random) -> str:
-    """Exchange two letters inside a long word."""
-    place = rng.choice([match.start() for match in re.finditer(r"(?<=[a-z])[a-z]{2}(?=[a-z])", text)])
+    """Exchange two letters inside a word."""
+    place = rng.choice([match.start() for match in re.finditer(r"(?<=[a-z])([a-z])(?!\1)[a-z](?=[a-z])", text)])
     return text[:place] + text[place + 1] + text[place] + text[place + 2 :]
 
 
@@ -177,7 +176,7 @@ def soil(ticket: dict, fault: str, row: dict, rng: random.Random) -> None:
 
 def tickets(train: list[dict], test: list[dict], products: dict[str, str], rng: random.Random) -> list[dict]:
     """Make the whole export, in its order: first the rows of the CSV file. products: the full name of each, by its id."""
-    pool, made = rng.sample(train, len(train)), []
+    pool, made, rows = rng.sample(train, len(train)), [], {row["id"]: row for row in train}
 
     def product(row: dict) -> str:
         return products.get(row["facts"][0].split(".")[0], "") if row["facts"] else ""
@@ -208,7 +207,6 @@ def tickets(train: list[dict], test: list[dict], products: dict[str, str], rng: 
         made.append(ticket)
 
     for faults, number in COUNTS.items():
-        rows = {row["id"]: row for row in train}
         plain = [ticket for ticket in made if not ticket["faults"] and ticket["question"] == rows[ticket["source"]]["question"]]
         if faults in ("exact_duplicate", "near_duplicate"):
             for original in rng.sample(plain, number):

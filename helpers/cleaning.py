@@ -185,7 +185,7 @@ def newest(
 
 
 SHINGLE, BANDS, BAND = 4, 16, 8  # characters a shingle; 16 bands of 8 numbers find pairs that are 80% alike, or more
-RANDOM = np.random.default_rng(0).integers(1, 2**63, (2, 1, BANDS * BAND), dtype=np.uint64)
+RANDOM = np.random.default_rng(0).integers(2**32, size=(2, BANDS * BAND), dtype=np.uint32) | 1
 
 
 def shingles(text: str) -> set[str]:
@@ -198,8 +198,8 @@ def minhash(text: str) -> np.ndarray:
 
     Source: Broder 1997, On the resemblance and containment of documents.
     """
-    hashes = np.array([zlib.crc32(piece.encode()) for piece in shingles(text)], dtype=np.uint64)
-    return ((hashes[:, None] * RANDOM[0] + RANDOM[1]) >> np.uint64(32)).min(axis=0).astype(np.uint32)
+    hashes = np.array([zlib.crc32(piece.encode()) for piece in shingles(text)], dtype=np.uint32)
+    return (hashes[:, None] * RANDOM[0] + RANDOM[1]).min(axis=0)  # the smallest hash, in 128 different orders
 
 
 def likeness(one: str, other: str) -> float:
