@@ -177,6 +177,8 @@ def build(out: Path = DATA, source: Path = DATA / "source") -> None:
     write_jsonl(out / "evaluation" / "general.jsonl", general)
     products = {fact["id"].split(".")[0]: fact["name"] for fact in facts if fact["id"].endswith(".price")}
     build_export(out / "raw", train, fact_rows(facts, "test"), products)
+    text = (source / "general.txt").read_text(encoding="utf-8")
+    (out / "evaluation" / "general.txt").write_text(text, encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,6 @@
 Nothing is imported here, so `import helpers` is instant; take what you need from its room:
 
     formats → data → cleaning → models → lora → tokenization → attention → checkpoint → training
-    → generation → evaluation → lesson
+    → generation → retrieval → evaluation → lesson
     and beyond the hour, how models are served to many: engine → jobs → contract → guard → desk → server
 """

@@ -43,6 +43,7 @@ def doctor(args: argparse.Namespace) -> int:
     import torch
 
     from helpers.models import ModelError, cache_folder, embedded_folder, pick_device, pick_dtype
+    from helpers.retrieval import find_encoder
 
     device = pick_device()
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{device.type}, {torch.get_num_threads()} threads"
@@ -54,6 +55,7 @@ def doctor(args: argparse.Namespace) -> int:
         free = shutil.disk_usage(cache_folder()).free / 2**30
         line("free disk", f"{free:.1f} GiB", "" if free >= 3 else f"Make room: 3 GiB are needed in {cache_folder()}.")
         line("embedded model", embedded_folder())
+        line("embedding model", find_encoder())
     except (ModelError, OSError) as error:
         line("embedded model", "not ready", str(error))
     print("\nAll is ready." if not problems else f"\n{len(problems)} thing(s) to mend; see the lines that start with !!")

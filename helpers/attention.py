@@ -1,7 +1,7 @@
-"""Attention over flat batches: rows end to end, without padding, none of which sees another."""
+"""Attention of our own: over flat batches, whose rows do not see each other, and after a beginning that rows share."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import groupby
 
 import torch
@@ -40,15 +40,48 @@ def attention_per_row(module, query, key, value, attention_mask, scaling=None, l
     return torch.cat(outputs, dim=1).transpose(0, 1)[None], None
 
 
+def attention_after_prefix(module, query, key, value, attention_mask, scaling=None, prefix=None, **_):
+    """Causal attention of rows that all begin with the same prefix, whose keys and values are kept once.
+
+    query: [B, H, N, D].  key, value: [B, K, W, D] with H a multiple of K.  attention_mask: [B, 1, 1, W], 0 at padding.
+    prefix: a cache with keys and values [1, K, P, D] a layer.  Returns ([B, N, H, D], None).
+    All rows' queries meet the prefix in one product. Source: Juravsky et al. 2024, Hydragen, https://arxiv.org/abs/2402.05099
+    """
+    far, far_values = (part[0] for part in (prefix.layers[module.layer_idx].keys, prefix.layers[module.layer_idx].values))
+    rows, groups, width, dim = key.shape
+    new, length = query.shape[2], far.shape[1]
+    q = query.reshape(rows, groups, -1, dim)  # the query heads that share a key head stacked
+    seen = torch.ones(new, width, dtype=torch.bool, device=q.device).tril(width - new) & attention_mask.bool()
+    near_scores = (q @ key.transpose(-1, -2)).view(rows, groups, -1, new, width)
+    near_scores = near_scores.masked_fill(~seen[:, :, None], -torch.inf).view(rows, groups, -1, width)
+    together = q.transpose(0, 1).reshape(groups, -1, dim)  # the queries of all rows stacked
+    far_scores = (together @ far.transpose(-1, -2)).view(groups, rows, -1, length).transpose(0, 1)
+    shares = (torch.cat([far_scores, near_scores], dim=-1) * scaling).softmax(dim=-1, dtype=torch.float32).to(q.dtype)
+    far_shares = shares[..., :length].transpose(0, 1).reshape(groups, -1, length)
+    far_out = (far_shares @ far_values).view(groups, rows, -1, dim).transpose(0, 1)
+    return (far_out + shares[..., length:] @ value).reshape(query.shape).transpose(1, 2), None
+
+
 AttentionInterface.register("per_row", attention_per_row)
+AttentionInterface.register("after_prefix", attention_after_prefix)
 
 
 @contextmanager
-def flat_attention(model) -> Iterator[None]:
-    """Let the model read flat batches; its own attention comes back afterwards."""
+def _attention(model, name: str) -> Iterator[None]:
+    """Let the model use another attention for a while."""
     usual = model.config._attn_implementation
-    model.set_attn_implementation("per_row")
+    model.set_attn_implementation(name)
     try:
         yield
     finally:
         model.set_attn_implementation(usual)
+
+
+def flat_attention(model) -> AbstractContextManager[None]:
+    """Let the model read flat batches; its own attention comes back afterwards."""
+    return _attention(model, "per_row")
+
+
+def prefix_attention(model) -> AbstractContextManager[None]:
+    """Let the model read rows after a prefix that they share; its own attention comes back afterwards."""
+    return _attention(model, "after_prefix")

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 from transformers import DynamicCache
 
+from helpers.attention import prefix_attention
 from helpers.tokenization import prompt_ids
 
 
@@ -38,11 +40,19 @@ class Decoder:
     next one is predicted. Known as continuous batching: Yu et al. 2022, Orca, https://www.usenix.org/conference/osdi22
     """
 
-    def __init__(self, model, tokenizer, rows: int = 32, prompt_tokens: int = 2048, cache_tokens: int = 32768):
+    def __init__(
+        self,
+        model,
+        tokenizer,
+        rows: int = 32,
+        prompt_tokens: int = 2048,
+        cache_tokens: int = 32768,
+        prefix: Sequence[int] = (),
+    ):
         """Write at most `rows` answers at once.
 
         prompt_tokens: read in one step at most, for speed.  cache_tokens: rows times width at most, for memory.
-        One prompt may join in any case.
+        One prompt may join in any case.  prefix: tokens that stand before every prompt; they are read once, at first.
         """
         self.model, self.tokenizer, self.rows = model, tokenizer, rows
         self.prompt_tokens, self.cache_tokens = prompt_tokens, cache_tokens
@@ -52,14 +62,15 @@ class Decoder:
         self.waiting: deque[Answer] = deque()
         self.running: list[Answer] = []  # the rows of the batch
         self.cache = DynamicCache()  # their keys and values: [rows, heads, width, dimension] in each layer
+        self.prefix, self.prefix_cache = list(prefix), DynamicCache()  # [1, heads, length, dimension]
 
     def add(self, prompt: list[int], max_new_tokens: int) -> Answer:
         """Queue a prompt. Raises ValueError when it leaves no room for the answer in the model's context window."""
         window = getattr(self.model.config, "max_position_embeddings", None)
-        answer = Answer(prompt, max_new_tokens)
-        if window and answer.most > window:
+        answer, length = Answer(prompt, max_new_tokens), len(self.prefix) + len(prompt)
+        if window and length + max_new_tokens > window:
             raise ValueError(
-                f"A prompt of {len(prompt)} tokens and an answer of {max_new_tokens} do not fit into the model's window of "
+                f"A prompt of {length} tokens and an answer of {max_new_tokens} do not fit into the model's window of "
                 f"{window} tokens. Shorten the prompt or ask for fewer new tokens."
             )
         self.waiting.append(answer)
@@ -73,12 +84,16 @@ class Decoder:
     @torch.inference_mode()
     def step(self) -> None:
         """Let waiting prompts join, and give each running answer one more token."""
-        self._join()
-        self._drop()
-        if self.running:
-            ids = torch.tensor([[answer.tokens[-1]] for answer in self.running], device=self.model.device)
-            self._write(self.running, ids, self.cache)
+        if self.prefix and not self.prefix_cache.get_seq_length():
+            ids = torch.tensor([self.prefix], device=self.model.device)
+            self.model(input_ids=ids, past_key_values=self.prefix_cache, use_cache=True, logits_to_keep=1)
+        with prefix_attention(self.model) if self.prefix else nullcontext():
+            self._join()
             self._drop()
+            if self.running:
+                ids = torch.tensor([[answer.tokens[-1]] for answer in self.running], device=self.model.device)
+                self._write(self.running, ids, self.cache)
+                self._drop()
 
     def _join(self) -> None:
         """Read waiting prompts, write their first tokens, and put them into the batch."""
@@ -110,14 +125,17 @@ class Decoder:
         width = cache.get_seq_length() + ids.shape[1]
         columns = torch.arange(width, device=ids.device) - width
         lengths = torch.tensor([[len(answer)] for answer in answers], device=ids.device)
-        positions = (columns + lengths).clamp(min=0)[:, -ids.shape[1] :]
+        positions = (columns + lengths).clamp(min=0)[:, -ids.shape[1] :] + len(self.prefix)
+        mask = (columns + lengths >= 0).long()
+        before = {"prefix": self.prefix_cache} if self.prefix else {}
         logits = self.model(
             input_ids=ids,
-            attention_mask=(columns + lengths >= 0).long(),
+            attention_mask=mask[:, None, None] if self.prefix else mask,
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **before,
         ).logits
         for answer, token in zip(answers, logits[:, -1].argmax(dim=-1).tolist(), strict=True):
             if token in self.stop:
@@ -140,6 +158,14 @@ class Decoder:
             self.cache = DynamicCache()
 
 
+def shared_beginning(prompts: Sequence[list[int]], worthwhile: int = 64) -> list[int]:
+    """Find the tokens that all prompts begin with, if they are many; at least one token is left to each prompt."""
+    first, last = min(prompts, default=[]), max(prompts, default=[])  # in the order of a dictionary
+    length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    length = min(length, len(first) - 1)
+    return first[:length] if len(prompts) > 1 and length >= worthwhile else []
+
+
 def generate(
     model,
     tokenizer,
@@ -153,9 +179,12 @@ def generate(
     questions: texts, or conversations as lists of role/content messages.
     progress: what to call the progress bar; none is shown when left out.
     Returns the answers in the order of the questions. In float32 they equal those of one question at a time.
+    What all prompts begin with, such as a handbook or examples, is read once for all of them.
     """
     prompts = [prompt_ids(tokenizer, question) for question in questions]
-    decoder, answers = Decoder(model, tokenizer, batch_size), {}
+    prefix = shared_beginning(prompts)
+    prompts, answers = [prompt[len(prefix) :] for prompt in prompts], {}
+    decoder = Decoder(model, tokenizer, batch_size, prefix=prefix)
     # those of like length together, as they pad each other little; the longest first, so that one too long is told at once
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     with tqdm(total=len(prompts), desc=progress, unit="question", disable=not progress, mininterval=1.0) as bar:

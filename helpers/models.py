@@ -159,7 +159,7 @@ def _download(name: str) -> Path:
 
 
 @contextmanager
-def _no_bars() -> Iterator[None]:
+def no_bars() -> Iterator[None]:
     """Hide transformers' own progress bars, which last less than a second here."""
     from transformers.utils import logging
 
@@ -179,7 +179,7 @@ def _load_folder(folder: Path) -> tuple:
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise ModelError(f"{folder}: no config.json or no *.safetensors in it. Download or save the model again.")
     try:
-        with _no_bars():
+        with no_bars():
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             model, info = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
@@ -241,7 +241,7 @@ def save_model(model, tokenizer, folder: str | Path) -> Path:
     """Save model and tokenizer as a folder that `load_model` and plain transformers load; return the folder."""
     if any(".lora_A." in name for name, _ in model.named_parameters()):
         raise ModelError("This model carries an adapter. Call lora.merge first, or lora.save for the adapter alone.")
-    with replace_folder(folder, "config.json") as partial, _no_bars():
+    with replace_folder(folder, "config.json") as partial, no_bars():
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
     return Path(folder)

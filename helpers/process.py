@@ -5,7 +5,9 @@ import ctypes
 import gc
 import os
 import platform
+import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +17,11 @@ from pathlib import Path
 import psutil
 import torch
 from accelerate import Accelerator
+
+NETWORK_EVENTS = (  # https://docs.python.org/3/library/audit_events.html
+    *("socket.connect", "socket.sendto", "socket.sendmsg"),
+    *("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr"),
+)
 
 
 def processes(device: torch.device) -> Accelerator:
@@ -80,6 +87,37 @@ def stop_when_stdin_closes(seconds: float = 60.0) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def refuse_network() -> Iterator[list[str]]:
+    """Refuse every connection that leaves this machine, and every look-up of a name, as long as a `with` block takes.
+
+    Yields the list of what was refused. Python tells an audit hook of each socket call, whichever library makes it; code
+    that talks to the network without Python's sockets, or in another process, is not seen. This machine's own addresses
+    and Unix sockets stay open.
+    """
+    refused: list[str] = []
+    watching = threading.Event()  # a hook cannot be taken off, but it can go blind
+    watching.set()
+
+    def hook(event: str, args: tuple) -> None:
+        if not watching.is_set() or event not in NETWORK_EVENTS:
+            return
+        target = args[0] if event.startswith("socket.get") else args[1]
+        host = target[0] if isinstance(target, tuple) else target
+        unix = not isinstance(target, tuple) and not event.startswith("socket.get")
+        host = host.decode(errors="replace") if isinstance(host, bytes) else str(host)
+        if unix or host in ("localhost", "::1", "", "None") or re.fullmatch(r"127(\.\d+){3}", host):
+            return
+        refused.append(host)
+        raise ConnectionRefusedError(f"{event} to {host} was refused: nothing may leave this machine here.")
+
+    sys.addaudithook(hook)
+    try:
+        yield refused
+    finally:
+        watching.clear()
 
 
 @contextmanager

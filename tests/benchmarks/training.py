@@ -79,7 +79,7 @@ def ours(model, tokenizer, rows: list[Row], run: Run) -> None:
         run.ticks.append(time.perf_counter())
         run.losses.append(history.steps[-1]["loss"])
 
-    settings = {"schedule": "constant", "warmup": 0, "max_steps": len(rows) // run.batch}
+    settings = {"schedule": "constant", "warmup": 0, "max_steps": len(rows) // run.batch, "shuffle": False}
     config = Config(epochs=1, batch_size=run.batch, learning_rate=RATE, **settings)
     train(model, rows, config, on_step=on_step)
 

@@ -12,7 +12,12 @@ from helpers.data import ROOT
 from helpers.notebooks import METADATA, NOTEBOOKS, commit_outputs, execute, find, set_parameters, source_hash
 
 SMALL = {
-    "01_why_finetune": {"wordings": "1", "max_steps": "3", "test_facts": "3"},
+    "01_why_finetune": {
+        **{"wordings": "1", "max_steps": "3", "test_facts": "3", "test_others": "6", "compared_facts": "2"},
+        **{"compared_others": "2", "development_facts": "2", "stuffed_tokens": "700", "reading_rows": "4"},
+        **{"position_facts": "3", "searched_asked": "2", "scarce_facts": "2", "small_steps": "2"},
+        **{"general_asked": "8", "timed_requests": "1"},
+    },
     "05_training_process": {
         **{"facts_used": "4", "wordings": "4", "epochs": "1", "sweep_steps": "2", "overfit_epochs": "2"},
         **{"compared_steps": "2", "lora_rank": "2", "killed_steps": "3", "off_topic_asked": "3"},

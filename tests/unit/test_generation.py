@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from helpers.data import DATA, read
-from helpers.generation import Decoder, generate, stream
+from helpers.generation import Decoder, generate, shared_beginning, stream
 from helpers.models import load_model
 from helpers.tokenization import prompt_ids
 
@@ -89,3 +89,27 @@ def test_a_prompt_longer_than_the_window_is_refused(tiny):
         generate(model, tokenizer, ["word " * 600])
     with pytest.raises(ValueError, match="do not fit"):
         next(stream(model, tokenizer, "word " * 600))
+
+
+HANDBOOK = [{"role": "system", "content": "You work for Tindermoss, a maker of stoves and kettles. Be brief. " * 8}]
+
+
+def test_a_shared_beginning_is_read_once_and_changes_no_answer(embedded, monkeypatch):
+    asked = [[*HANDBOOK, {"role": "user", "content": question}] for question in QUESTIONS[4:9]]
+    once = generate(*embedded, asked, max_new_tokens=12, batch_size=3)
+    monkeypatch.setattr("helpers.generation.shared_beginning", lambda prompts: [])
+    assert once == generate(*embedded, asked, max_new_tokens=12, batch_size=3)
+
+
+def test_only_what_all_prompts_share_is_shared():
+    assert shared_beginning([[1, 2, 3, 4], [1, 2, 5], [1, 2, 3, 9]], worthwhile=2) == [1, 2]
+    assert shared_beginning([[1, 2, 3], [1, 2, 3]], worthwhile=2) == [1, 2]  # a token is left to each
+    assert shared_beginning([[1, 2, 3], [1, 2]], worthwhile=2) == []
+    assert shared_beginning([[1, 2, 3]], worthwhile=1) == shared_beginning([]) == []
+
+
+def test_the_window_counts_the_shared_beginning(tiny):
+    model, tokenizer = load_model(tiny, device="cpu")
+    with pytest.raises(ValueError, match=r"do not fit into the model's window of 512 tokens"):
+        generate(model, tokenizer, ["word " * 600 + end for end in ("one", "two")])
+    assert model.config._attn_implementation == "sdpa"

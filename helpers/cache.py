@@ -1,0 +1,49 @@
+"""Cache: what takes long to make is kept by its content, and made again only when that changes."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from helpers.models import cache_folder
+
+
+def made_folder() -> Path:
+    """Name the folder for what was made: embeddings, weights, measurements."""
+    return cache_folder() / "made"
+
+
+def digest(*content: object) -> str:
+    """Condense texts, numbers, dataclasses, or lists of them: the same content gives the same few letters."""
+    return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
+
+
+def weights_digest(model) -> str:
+    """Condense a model: another finetune gives other letters."""
+    return digest([(name, weight.double().sum().item()) for name, weight in model.state_dict().items()])
+
+
+def remember(make: Callable[[], Any], name: str, *content: object) -> Any:
+    """Return `make()`, from its file if it was made of the same content before.
+
+    It returns tensors, numbers, texts, or lists and dicts of them. A damaged file is made again.
+    """
+    path = made_folder() / f"{name}-{digest(content)}.pt"
+    try:
+        return torch.load(path, weights_only=True)
+    except Exception:  # not there, cut short, or not ours: a damaged file fails in many ways
+        made = make()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    torch.save(made, partial)
+    partial.replace(path)
+    return made
+
+
+def clear_cache() -> None:
+    """Delete all that `remember` has kept; converted models stay."""
+    shutil.rmtree(made_folder(), ignore_errors=True)
