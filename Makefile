@@ -22,7 +22,7 @@ install: $(VENV)/.installed  ## make .venv with all that the course needs
 lab: install  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir=. notebooks/01_why_finetune.ipynb
 
-data: install  ## rebuild the handbook and the question sets from data/source
+data: install  ## rebuild the handbook, the question sets and the messy export from data/source
 	$(BIN)/python data/build.py
 
 lint: $(VENV)/.tests-installed  ## mend format and simple faults

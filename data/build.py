@@ -1,7 +1,7 @@
 """Build Tindermoss's handbook and question sets, and the instructions, from data/source/; run as `python data/build.py`.
 
-Everything below data/handbook/ and data/evaluation/, data/train.jsonl and data/instructions.jsonl is made here, and only here.
-The same source always gives the same bytes: nothing depends on the clock, the machine or the order of a set.
+Everything below data/handbook/, data/evaluation/ and data/raw/, data/train.jsonl and data/instructions.jsonl is made here,
+and only here. The same source always gives the same bytes: nothing depends on the clock, the machine or the order of a set.
 """
 
 import json
@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 import yaml
+from soil import build_export
 
 DATA = Path(__file__).parent
 PLACEHOLDER = re.compile(r"\{\{([a-z]+)\.([a-z_]+)\}\}")
@@ -175,7 +176,7 @@ def write_jsonl(path: Path, rows: list[dict]) -> None:
 
 
 def build(out: Path = DATA, source: Path = DATA / "source") -> None:
-    """Write the handbook, all question sets and the instructions below `out`."""
+    """Write the handbook, all question sets, the instructions and the messy export below `out`."""
     facts, questions = load_facts(source), load("questions", source)
     unanswerable, off_topic = load("unanswerable", source), load("off_topic", source)
     value = {fact["id"]: fact["value"] for fact in facts}
@@ -203,10 +204,12 @@ def build(out: Path = DATA, source: Path = DATA / "source") -> None:
     write_jsonl(out / "evaluation" / "general.jsonl", general)
     tasks = [(task, told, split) for split, tasks in load("instructions", source).items() for task, told in tasks.items()]
     write_jsonl(out / "instructions.jsonl", [row for task in tasks for row in instruction_rows(*task)])
+    products = {fact["id"].split(".")[0]: fact["name"] for fact in facts if fact["id"].endswith(".price")}
+    build_export(out / "raw", train, fact_rows(facts, "test"), products)
     text = (source / "general.txt").read_text(encoding="utf-8")
     (out / "evaluation" / "general.txt").write_text(text, encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":
     build()
-    print(f"Built the handbook, the question sets and the instructions in {DATA}.")
+    print(f"Built the handbook, the question sets, the instructions and the messy export in {DATA}.")

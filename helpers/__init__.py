@@ -2,6 +2,7 @@
 
 Nothing is imported here, so `import helpers` is instant; take what you need from its room:
 
-    data → models → lora → tokenization → attention → checkpoint → training → generation → retrieval → evaluation → lesson
+    formats → data → cleaning → models → lora → tokenization → attention → checkpoint → training
+    → generation → retrieval → evaluation → lesson
     and beyond the hour, how models are served to many: engine → jobs → contract → guard → desk → server
 """

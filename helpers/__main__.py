@@ -1,8 +1,9 @@
-"""The command line: python -m helpers doctor | run | train | ask | evaluate | serve."""
+"""The command line: python -m helpers doctor | run | check | train | ask | evaluate | serve."""
 
 import argparse
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -10,7 +11,6 @@ from pathlib import Path
 def doctor(args: argparse.Namespace) -> int:
     """Report versions, device, memory and the embedded model; 1 when something is missing."""
     import platform
-    import re
     import shutil
     from importlib.metadata import PackageNotFoundError, version
 
@@ -75,13 +75,33 @@ def run(args: argparse.Namespace) -> int:
     return 0 if run(args.notebook, args.out, parameters, args.update) else 1
 
 
+def columns(setting: str) -> dict[str, str]:
+    """Understand question=COLUMN,answer=COLUMN."""
+    parts = [part.partition("=") for part in re.split(r",(?=\w+=)", setting)] if setting else []
+    if not all(equals and column for _, equals, column in parts):
+        raise ValueError(f"--map {setting}: write it as question=COLUMN,answer=COLUMN")
+    return {field: column for field, _, column in parts}
+
+
+def check(args: argparse.Namespace) -> int:
+    """Report what a file of questions and answers holds; 1 when some of it cannot be used."""
+    from helpers.cleaning import report
+    from helpers.data import read
+
+    test = [example for path in args.test for example in read(path)]
+    found = report(args.data, args.format, columns(args.map), test)
+    print(found)
+    return 1 if found.broken_off or found.usable < found.rows else 0
+
+
 def train(args: argparse.Namespace) -> int:
     """Finetune a model on a file and save it. Under `accelerate launch` every process comes here, the first one speaks."""
     import shutil
 
-    from helpers.data import read, split
+    from helpers.data import read, recognise, split
 
-    examples, held_out = read(args.data), []  # before torch is loaded, so that a wrong file is told at once
+    source = recognise(args.data, args.format, columns(args.map))
+    examples, held_out = read(source), []  # before torch is loaded, so that a wrong file is told at once
     if args.held_out:
         examples, held_out = split(examples, args.held_out, seed=args.seed)
 
@@ -99,7 +119,7 @@ def train(args: argparse.Namespace) -> int:
         seed=args.seed,
     )
     state = processes(pick_device())
-    state.print(f"{len(examples)} rows to train on, {len(held_out)} held out.")
+    state.print(f"{source}\n{len(examples)} rows to train on, {len(held_out)} held out.")
 
     def start() -> tuple:
         model, tokenizer = load_model(args.model)
@@ -167,7 +187,7 @@ def evaluate(args: argparse.Namespace) -> int:
     """Ask a model every question of a file and report how it did."""
     from helpers.data import read
 
-    examples = read(args.data)  # before torch is loaded, so that a wrong file is told at once
+    examples = read(args.data, args.format, columns(args.map))  # before torch is loaded: a wrong file is told at once
 
     from helpers.evaluation import consistent, evaluate, interval, summary
     from helpers.lora import open_model
@@ -205,6 +225,8 @@ def write_json(path: Path | None, content: dict) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Describe the commands."""
+    from helpers.formats import FORMATS
+
     top = argparse.ArgumentParser(prog="python -m helpers", description="Finetune a language model, ask it, and measure it.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -224,8 +246,18 @@ def parser() -> argparse.ArgumentParser:
     added.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="set one of its knobs")
     added.add_argument("--update", action="store_true", help="for maintainers: put the outputs into notebooks/")
 
+    def data(added: argparse.ArgumentParser) -> None:
+        text = "JSON Lines, JSON, CSV, TSV or Parquet file, a folder of Markdown, or a name on the hub such as owner/name"
+        added.add_argument("--data", required=True, help=text)
+        added.add_argument("--format", choices=FORMATS, help="how to read it, where that is not recognised")
+        added.add_argument("--map", default="", metavar="question=COLUMN,answer=COLUMN", help="which columns to read")
+
+    added = command(check, "report what a file of questions and answers holds, and what seems wrong with it")
+    data(added)
+    added.add_argument("--test", action="append", default=[], metavar="FILE", help="questions that must not be in it")
+
     added = command(train, "finetune a model on your questions and answers")
-    added.add_argument("--data", type=Path, required=True, help='JSON Lines file: {"question": ..., "answer": ...} a line')
+    data(added)
     added.add_argument("--model", default="embedded", help=model_help)
     added.add_argument("--output", type=Path, default=Path("build/models/mine"), help="folder for the finetuned model")
     added.add_argument("--epochs", type=int, default=3, help="how often each row is seen")
@@ -244,7 +276,7 @@ def parser() -> argparse.ArgumentParser:
 
     added = command(evaluate, "measure how many questions of a file a model answers right")
     added.add_argument("--model", default="embedded", help=model_help)
-    added.add_argument("--data", type=Path, required=True, help="JSON Lines file of questions and answers")
+    data(added)
     added.add_argument("--json", type=Path, help="write figures and all answers to this file")
 
     added = command(serve, "answer Lamini's and OpenAI's clients, and finetune for them")

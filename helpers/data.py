@@ -1,19 +1,23 @@
-"""Data: question and answer rows, read from JSON Lines, checked, and split without leaks."""
+"""Data: question and answer rows, read from any common format, checked, and split without leaks."""
 
 import json
 import random
+import re
+import reprlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from math import inf
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-ROOT = Path(__file__).resolve().parent.parent  # the folder of the course
-DATA = ROOT / "data"  # the company's handbook and question sets
+from helpers.formats import DATA, OWN, DataError, Readable, Source, arrange, recognise
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+ROOT = DATA.parent  # the folder of the course
 KINDS = ("fact", "multi_fact", "unanswerable", "off_topic")
-
-
-class DataError(ValueError):
-    """A file, line or field that cannot be used. The message says which one and what to do about it."""
 
 
 @dataclass(frozen=True)
@@ -32,66 +36,101 @@ class Example:
     values: tuple[str, ...] = ()
 
 
-def _parse(line: str, where: str) -> Example:
-    """Make one line of JSON an Example, or say in one sentence what is wrong with it."""
-    try:
-        row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise DataError(f"{where}: this is not JSON ({error}). Write one object a line, in double quotes.") from None
-    if not isinstance(row, dict):
-        raise DataError(f'{where}: expected an object such as {{"question": ..., "answer": ...}}, found {line[:40]!r}.')
-    for field in ("question", "answer"):
-        if field not in row:
-            raise DataError(f"{where}: the field {field!r} is missing (found: {', '.join(row) or 'none'}). Add it.")
-        if not isinstance(row[field], str) or not row[field].strip():
-            raise DataError(f"{where}, field {field!r}: expected text, found {row[field]!r}. Fill it in or drop the line.")
+def _example(record: object, where: str, source: Source) -> Example:
+    """Make one record an Example, or say in one sentence what is wrong with it."""
+    question, answer = source.pair(record, where)
+    if source.mapped or source.layout != "question_answer":  # a file from elsewhere: its other columns mean other things
+        name = source.columns.get("id")
+        if name is not None and record.get(name) is None:
+            raise DataError(f"{where}: the field {name!r}, named as the id, is missing. Add it, or map no id.")
+        return Example(question, answer, "" if name is None else str(record[name]))
+    remedy = "Correct it, or name the columns, and no other will be read: --map question=question,answer=answer"
     for field in ("id", "kind"):
-        if not isinstance(row.get(field, ""), str):
-            raise DataError(f"{where}, field {field!r}: expected text, found {row[field]!r}.")
+        if not isinstance(record.get(field, ""), str):
+            raise DataError(f"{where}, field {field!r}: expected text, found {reprlib.repr(record[field])}. {remedy}")
     for field in ("facts", "values"):
-        entries = row.get(field, [])
+        entries = record.get(field, [])
         if not isinstance(entries, list) or not all(isinstance(entry, str) and entry for entry in entries):
-            raise DataError(f"{where}, field {field!r}: expected a list of texts, found {entries!r}.")
-    if row.get("kind", "fact") not in KINDS:
-        raise DataError(f"{where}, field 'kind': {row['kind']!r} is unknown. Use one of {', '.join(KINDS)}.")
-    known = {name: row[name] for name in Example.__dataclass_fields__ if name in row}
-    return Example(**{name: tuple(value) if isinstance(value, list) else value for name, value in known.items()})
+            raise DataError(f"{where}, field {field!r}: expected a list of texts, found {reprlib.repr(entries)}. {remedy}")
+    if record.get("kind", "fact") not in KINDS:
+        found = reprlib.repr(record["kind"])
+        raise DataError(f"{where}, field 'kind': {found} is unknown. Use one of {', '.join(KINDS)}. {remedy}")
+    own = {name: record[name] for name in OWN if name in record}
+    return Example(question, answer, **{name: tuple(v) if isinstance(v, list) else v for name, v in own.items()})
 
 
-def read(path: str | Path) -> list[Example]:
-    """Read a JSON Lines file with a "question" and an "answer" on every line.
+def stream(
+    source: Readable, format: str | None = None, columns: Mapping[str, str] | None = None
+) -> Iterator[tuple[str, Example | DataError]]:
+    """Yield where each row stands, and the row as an Example, or the DataError that says why it cannot be one.
+
+    One row is held at a time (JSON, not JSON Lines, is held as a whole), so a file may be larger than the memory.
+    Arguments as in `read`. Raises DataError where nothing more can be read, as in a file that was cut short.
+    """
+    source = recognise(source, format, columns)
+    for where, record in source.records():
+        try:
+            yield where, record if isinstance(record, DataError) else _example(record, where, source)
+        except DataError as error:
+            yield where, error
+
+
+def read(source: Readable, format: str | None = None, columns: Mapping[str, str] | None = None) -> list[Example]:
+    """Read questions and answers from any common format, which `recognise` finds out and can say.
+
+    source: a file (JSON Lines, JSON, CSV, TSV, Parquet; .gz or not), a Markdown file or folder of them, a name on the hub
+    such as owner/name, a `datasets.Dataset` or a list of dicts. format, columns: as in `recognise`, where it needs help.
+    A conversation becomes one row: its last answer, and as the question what was said before. A Markdown section becomes
+    one row as well: its text as the answer to its headings, for further pretraining or for making questions from.
 
     Raises DataError, with file, line, field and remedy, at the first line that cannot be used. Blank lines are skipped.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: there is no such file. Check the path; the course's own data is in {DATA}.")
-    examples = []
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            where = f"{path}, line {number}"
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-            except UnicodeDecodeError as error:
-                raise DataError(f"{where}: byte {error.start} is not UTF-8. Save the file as UTF-8 and try again.") from None
-            if text:
-                examples.append(_parse(text, where))
-    if not examples:
-        raise DataError(f"{path}: the file holds no rows. Each line needs a question and an answer.")
+    examples, refused = sift(source, format, columns, most=1)
+    if refused:
+        raise refused[0]
     return examples
 
 
-def write(path: str | Path, examples: Iterable[Example]) -> None:
-    """Write examples as JSON Lines, in a form that `read` reads back unchanged."""
+def sift(
+    source: Readable, format: str | None = None, columns: Mapping[str, str] | None = None, most: float = inf
+) -> tuple[list[Example], list[DataError]]:
+    """Read the rows that can be used, and beside them the reasons why others cannot; stop at so many of these at most."""
+    source = recognise(source, format, columns)
+    examples, refused = [], []
+    for _, row in stream(source):
+        (refused if isinstance(row, DataError) else examples).append(row)
+        if len(refused) >= most:
+            break
+    if not examples and not refused:
+        raise DataError(f"{source.name}: the file holds no rows. Each line needs a question and an answer.")
+    return examples, refused
+
+
+def write(path: str | Path, examples: Iterable[Example], layout: str = "question_answer") -> None:
+    """Write examples as JSON Lines, in a form that `read` reads back unchanged.
+
+    In another of `formats.LAYOUTS`, such as "messages", only question and answer are kept.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(json.dumps(asdict(example), ensure_ascii=False) + "\n" for example in examples)
+        for example in examples:
+            row = asdict(example) if layout == "question_answer" else arrange(example.question, example.answer, layout)
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def to_dataset(examples: Iterable[Example]) -> "Dataset":
+    """Make examples a `datasets.Dataset`, which `read` takes back."""
+    from datasets import Dataset, Features, List, Value
+
+    text, texts = Value("string"), List(Value("string"))
+    features = {name: texts if name in ("facts", "values") else text for name in Example.__dataclass_fields__}
+    return Dataset.from_list([asdict(example) for example in examples], features=Features(features))
 
 
 def normalise(text: str) -> str:
     """Lower-case, keep letters and digits, squeeze spaces: texts that are equal after this count as the same."""
-    return " ".join("".join(char if char.isalnum() else " " for char in text.lower()).split())
+    return re.sub(r"[\W_]+", " ", text.lower()).strip()
 
 
 def leaks(train: Iterable[Example], test: Iterable[Example]) -> list[Example]:
@@ -131,11 +170,16 @@ def spaced(examples: Iterable[Example], seed: int = 0) -> list[Example]:
     return sorted(rng.sample(examples, len(examples)), key=place)
 
 
-def split(examples: Iterable[Example], held_out: float = 0.1, seed: int = 0) -> tuple[list[Example], list[Example]]:
+def split(
+    examples: Iterable[Example],
+    held_out: float = 0.1,
+    seed: int = 0,
+    group: Callable[[Example], Hashable] | None = None,
+) -> tuple[list[Example], list[Example]]:
     """Split into training and held-out rows, so that no fact and no question stands on both sides.
 
-    Rows are linked when they share a fact, or, having none, the same question; linked rows go to one side together.
-    `held_out` is the share of rows wanted on the second side.
+    Rows are linked when they share a fact, or the same question, or what `group` returns for them, such as the product
+    or the customer; linked rows go to one side together. `held_out` is the share of rows wanted on the second side.
     """
     if not 0 < held_out < 1:
         raise ValueError(f"held_out is {held_out}; it is a share of the rows, such as 0.1 for a tenth.")
@@ -148,6 +192,8 @@ def split(examples: Iterable[Example], held_out: float = 0.1, seed: int = 0) -> 
         return key
 
     keys = [(*example.facts, "question: " + normalise(example.question)) for example in examples]
+    if group:
+        keys = [(*linked, f"group: {group(example)!r}") for linked, example in zip(keys, examples, strict=True)]
     for linked in keys:
         for key in linked[1:]:
             parent[root(key)] = root(linked[0])

@@ -2,12 +2,15 @@
 
 import copy
 import os
+import signal
 
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # whatever needs a network in a test brings its own
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # several at once: each takes its share of the cores
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background of a shell: tests of Ctrl-C need it back
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

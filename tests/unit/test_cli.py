@@ -1,5 +1,6 @@
 """The command line, as a user types it."""
 
+import gzip
 import json
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import time
 
 import pytest
 
-from helpers.data import DATA, ROOT
+from helpers.data import DATA, ROOT, Example, to_dataset, write
 
 
 def helpers(*arguments, stdin=None):
@@ -60,6 +61,52 @@ def test_an_adapter_is_trained_killed_and_resumed_and_answers(finetuned):
     assert helpers("ask", "--model", folder / "adapter", "Who are you?").stdout.strip()
 
 
+def test_every_format_goes_into_training(tmp_path):
+    """As far as the model, which stays away here: what was recognised is said, and all rows are there."""
+    examples = [Example(f"Question {i}?", f"Answer {i}.") for i in range(5)]
+    for layout in ("question_answer", "alpaca", "messages", "sharegpt", "prompt_completion"):
+        write(tmp_path / f"{layout}.jsonl", examples, layout)
+    rows = [{"Frage": e.question, "Antwort, kurz": e.answer} for e in examples]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    (tmp_path / "rows.txt").write_text("\n".join(["Frage;Antwort, kurz"] + [";".join(row.values()) for row in rows]))
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress((tmp_path / "question_answer.jsonl").read_bytes()))
+    to_dataset(examples).to_parquet(tmp_path / "rows.parquet")
+    (tmp_path / "pages").mkdir()
+    (tmp_path / "pages/page.md").write_text("".join(f"# Heading {i}\n\nText {i}.\n\n" for i in range(5)))
+    mapped = ["--map", "question=Frage,answer=Antwort, kurz"]
+    calls = {
+        "question_answer.jsonl": [],
+        "alpaca.jsonl": [],
+        "messages.jsonl": [],
+        "sharegpt.jsonl": ["--format", "sharegpt"],
+        "prompt_completion.jsonl": ["--format", "jsonl"],
+        "rows.json": mapped,
+        "rows.txt": ["--format", "csv", *mapped],
+        "rows.jsonl.gz": [],
+        "rows.parquet": [],
+        "pages": [],
+    }
+    code = "import json, sys, helpers.models as models\nfrom helpers.__main__ import main\n"
+    code += "def away(*_): raise models.ModelError('no model here')\nmodels.load_model = away\n"
+    code += "for call in json.loads(sys.argv[1]): sys.argv = ['helpers', *call]; assert main() == 1"
+    arguments = json.dumps([["train", "--data", str(tmp_path / name), *more] for name, more in calls.items()])
+    done = subprocess.run([sys.executable, "-c", code, arguments], capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert done.returncode == 0 and done.stderr.count("error: no model here") == len(calls), done.stderr
+    for name in calls:
+        assert f"{tmp_path / name}: read as " in done.stdout
+    assert done.stdout.count("5 rows to train on, 0 held out.") == len(calls)
+
+
+def test_check_reports_and_tells_by_its_code_whether_all_can_be_used(tmp_path):
+    done = helpers("check", "--data", "data/train.jsonl", "--test", "data/evaluation/test/facts.jsonl")
+    assert done.returncode == 0 and "3358 rows, 3358 of them can be used" in done.stdout
+    columns = "question=subject,answer=reply"
+    done = helpers("check", "--data", "data/raw/export.csv", "--map", columns, "--test", "data/evaluation/test/facts.jsonl")
+    assert done.returncode == 1 and "Not read: ticket_id, created_at, customer, email, product." in done.stdout
+    for finding in ("cannot be used: line ", "HTML: line", "personal data: line", "test question: line", "asked before: line"):
+        assert finding in done.stdout
+
+
 def test_ask_answers_and_chats(finetuned):
     folder = finetuned[0]
     answered = helpers("ask", "--model", folder / "model", "What does the Heron kettle cost?")
@@ -104,9 +151,12 @@ def test_doctor_names_what_is_missing(tmp_path, monkeypatch):
     ("arguments", "said"),
     [
         (["train", "--data", "nowhere.jsonl"], "error: nowhere.jsonl: there is no such file"),
-        (["train", "--data", "README.md"], "error: README.md, line 1: this is not JSON"),
+        (["train", "--data", "Makefile"], "error: Makefile, line 1: this is not JSON"),
         (["train", "--data", "data/train.jsonl", "--learning-rate", "-1"], "error: learning_rate is -1.0"),
         (["train", "--data", "data/train.jsonl", "--model", "./nowhere"], "error: ./nowhere: there is no such folder"),
+        (["train", "--data", "data/raw/export.csv"], "error: data/raw/export.csv, line 2: the field 'question' is missing"),
+        (["train", "--data", "data/train.jsonl", "--map", "question"], "error: --map question: write it as question=COLUMN"),
+        (["check", "--data", "nowhere.csv"], "error: nowhere.csv: there is no such file"),
         (["ask", "--model", "./nowhere", "Hi"], "error: ./nowhere: there is no such folder"),
         (["evaluate", "--data", "nowhere.jsonl"], "error: nowhere.jsonl: there is no such file"),
         (["run", "77"], "error: There is no notebook '77'"),
@@ -121,8 +171,8 @@ def test_errors_are_one_line_with_a_remedy(arguments, said):
 
 def test_help_names_every_command_and_default():
     overview = helpers("--help").stdout
-    assert all(name in overview for name in ("doctor", "run", "train", "ask", "evaluate", "serve"))
-    for command in ("doctor", "run", "train", "ask", "evaluate", "serve"):
+    assert all(name in overview for name in ("doctor", "run", "check", "train", "ask", "evaluate", "serve"))
+    for command in ("doctor", "run", "check", "train", "ask", "evaluate", "serve"):
         assert helpers(command, "--help").returncode == 0
     assert "default: 0.0004" in helpers("train", "--help").stdout
     assert helpers("trian").returncode == 2

@@ -5,6 +5,7 @@ import importlib.util
 import itertools
 import json
 import re
+import sys
 from collections import Counter
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from helpers.data import DATA, leaks, normalise, read
 from helpers.evaluation import contains_values, is_refusal
 
+sys.path.append(str(DATA))  # where build.py finds soil.py
 spec = importlib.util.spec_from_file_location("build_data", DATA / "build.py")
 build_data = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(build_data)
@@ -31,7 +33,7 @@ INSTRUCTIONS = read_rows("instructions.jsonl")
 def test_building_again_changes_nothing(tmp_path):
     build_data.build(tmp_path)
     built = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
-    kept = [path for name in ("handbook", "evaluation") for path in (DATA / name).rglob("*") if path.is_file()]
+    kept = [path for name in ("handbook", "evaluation", "raw") for path in (DATA / name).rglob("*") if path.is_file()]
     assert built == sorted(path.relative_to(DATA) for path in [*kept, DATA / "train.jsonl", DATA / "instructions.jsonl"])
     for path in built:
         assert (tmp_path / path).read_bytes() == (DATA / path).read_bytes(), path
