@@ -4,5 +4,5 @@ Nothing is imported here, so `import helpers` is instant; take what you need fro
 
     formats → data → cleaning → models → lora → tokenization → attention → checkpoint → training
     → generation → retrieval → evaluation → lesson
-    and beyond the hour, how models are served to many: engine → jobs → contract → guard → desk → server
+    and beyond the hour, how models are served to many: the package `server`
 """

@@ -42,15 +42,14 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from helpers import desk, engine, guard
-from helpers.contract import cast
 from helpers.data import ROOT, Example, write
-from helpers.engine import Engine
 from helpers.generation import Decoder, generate
-from helpers.jobs import Jobs, work, write_json
 from helpers.lora import open_model
 from helpers.models import load_model
-from helpers.server import lamini_client, serve
+from helpers.server import desk, engine, guard, lamini_client, serve
+from helpers.server.contract import cast
+from helpers.server.engine import Engine
+from helpers.server.jobs import Jobs, work, write_json
 
 ROWS = [{"input": f"What is number {i}?", "output": f"It is {i * 7}."} for i in range(24)]
 

@@ -4,7 +4,7 @@
         lamini.api_url, lamini.api_key = server.url, server.key
         print(lamini.Lamini("embedded").generate("What is the capital of France?"))
 
-Its rooms: desk takes requests, guard looks at them first, contract says what is in them; engine answers, jobs finetune.
+Its rooms: engine answers, jobs finetune, contract says what requests hold, guard looks at them first, desk takes them.
 """
 
 import ipaddress
@@ -60,11 +60,11 @@ def run(model: str, host: str, port: int, key: str | None, folder: Path) -> None
     with listen(host, port) as listener:
         import uvicorn  # from here on it takes a few seconds, so what stands in the way has been told before
 
-        from helpers.desk import create_app
-        from helpers.engine import Engine
-        from helpers.guard import LOOPBACK
-        from helpers.jobs import Jobs
         from helpers.lora import open_model
+        from helpers.server.desk import create_app
+        from helpers.server.engine import Engine
+        from helpers.server.guard import LOOPBACK
+        from helpers.server.jobs import Jobs
 
         class Web(uvicorn.Server):
             def handle_exit(self, sig, frame) -> None:

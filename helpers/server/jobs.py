@@ -172,7 +172,7 @@ class Jobs:
                     return
                 self._set(job, status="LOADING DATA")
                 worker = self.worker = subprocess.Popen(
-                    [sys.executable, "-m", "helpers.jobs", str(folder)],
+                    [sys.executable, "-m", "helpers.server.jobs", str(folder)],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
@@ -270,7 +270,7 @@ def work(folder: Path, report) -> None:
 
 
 def main() -> None:
-    """Be the worker: python -m helpers.jobs FOLDER. Reports are lines of JSON; the process stops when its input closes."""
+    """Be the worker: python -m helpers.server.jobs FOLDER. Reports are lines of JSON; it stops when its input closes."""
     from filelock import FileLock
 
     from helpers.process import stop_when_stdin_closes

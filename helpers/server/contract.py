@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from helpers.data import Example
-from helpers.engine import NEW_TOKENS, Refusal
+from helpers.server.engine import NEW_TOKENS, Refusal
 
 TEXT = 20_000  # characters of a prompt, or of an uploaded question or answer
 ROWS = 20_000  # of an upload

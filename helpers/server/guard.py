@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers
 
-from helpers.engine import Refusal
+from helpers.server.engine import Refusal
 
 REQUEST_BYTES = 16 * 2**20  # of one request; as much again is read and thrown away, so that its sender can be told
 REQUEST_SECONDS = 60.0  # in which a request has to arrive

@@ -17,10 +17,10 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
-from helpers import contract
-from helpers.engine import Engine, Question, Refusal
-from helpers.guard import Guard, refuse
-from helpers.jobs import FINISHED, KEPT, WAITING, Jobs
+from helpers.server import contract
+from helpers.server.engine import Engine, Question, Refusal
+from helpers.server.guard import Guard, refuse
+from helpers.server.jobs import FINISHED, KEPT, WAITING, Jobs
 
 WAITING_JOBS = 32  # more are refused
 POLLED = 256  # requests whose answers wait to be fetched; more are refused
