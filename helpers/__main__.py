@@ -194,16 +194,14 @@ def evaluate(args: argparse.Namespace) -> int:
     from helpers.lora import open_model
     from helpers.measures import error_kinds
 
-    tables = {}
-    for name in filter(None, (args.model, args.compare)):
-        model, tokenizer = open_model(name)
+    models, tables = {name: open_model(name) for name in filter(None, (args.model, args.compare))}, {}
+    for name, (model, tokenizer) in models.items():
         table = evaluate(model, tokenizer, examples, progress=f"{name} answers")
         tables[name] = table.assign(error=error_kinds(examples, table["answer"]))
         print(f"{name}\n{summary(table).to_string(float_format=lambda value: f'{value:.3f}')}")
         agreeing = consistent(table)
         if len(agreeing):
             print(f"consistent over wordings: {interval(agreeing)} of {len(agreeing)} facts")
-        del model  # before the other one is loaded
     verdict = compare(args.model, tables[args.model], args.compare, table) if args.compare else None
     if verdict:
         print(f"\n{verdict}")
