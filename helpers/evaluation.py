@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +75,10 @@ def difference(before: Sequence[float], after: Sequence[float], groups: Sequence
     """
     if len(before) != len(after):
         raise ValueError(f"{len(before)} values before and {len(after)} after cannot be paired. Use the same questions.")
-    return interval(np.asarray(after, dtype=float) - np.asarray(before, dtype=float), groups, **options)
+    found = interval(np.asarray(after, dtype=float) - np.asarray(before, dtype=float), groups, **options)
+    return (
+        replace(found, low=-found.high) if found.mean == found.low == 0 < found.high else found
+    )  # all alike: doubt on both sides
 
 
 def contains_values(answer: str, values: Sequence[str]) -> bool:

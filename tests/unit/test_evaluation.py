@@ -104,6 +104,8 @@ def test_difference_is_paired():
     paired = difference(before, after)
     assert paired.mean == pytest.approx(after.mean() - before.mean()) and paired.low > 0
     assert paired.high - paired.low < interval(after).high - interval(after).low
+    alike = difference(before, before)
+    assert alike.mean == 0 and alike.low == -alike.high < 0
     with pytest.raises(ValueError, match="cannot be paired"):
         difference([1, 2], [1])
     with pytest.raises(ValueError, match="no values"):
