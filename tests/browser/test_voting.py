@@ -19,6 +19,7 @@ import pytest
 from playwright.sync_api import expect, sync_playwright
 
 from helpers.data import ROOT
+from helpers.notebooks import METADATA
 from helpers.voting import read_votes
 
 SETUP = """\
@@ -36,7 +37,8 @@ FLAGS += ["--disable-component-update", "--disable-sync"]
 @pytest.fixture
 def lab(tmp_path):
     """The address of a JupyterLab that serves one notebook."""
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(SETUP)]), tmp_path / "vote.ipynb")
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(SETUP)], metadata=METADATA)
+    nbformat.write(notebook, tmp_path / "vote.ipynb")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     token = secrets.token_hex(16)
@@ -70,7 +72,7 @@ def run_cell(page, address):
     """Open the notebook and run its cell; wait for the widget."""
     page.goto(address)
     expect(page.locator(".jp-Notebook .cm-content").first).to_be_visible(timeout=WAIT)
-    expect(page.locator(".jp-Spinner")).to_have_count(0, timeout=WAIT)
+    expect(page.get_by_text("Python 3 (ipykernel) | Idle")).to_be_visible(timeout=WAIT)  # else the cell would not run
     page.locator(".jp-Notebook .cm-content").first.click()
     page.keyboard.press("Shift+Enter")
     expect(page.get_by_role("button", name="1: left is better")).to_be_visible(timeout=WAIT)
