@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 REQUIREMENTS := requirements.txt requirements-model.txt constraints.txt pyproject.toml
 
-.PHONY: course test install lab data lint update bench clean
+.PHONY: course test install lab data lint update bench browser clean
 
 course: install  ## run every notebook, with a report at the end
 	$(BIN)/python -m helpers run --out build
@@ -37,6 +37,9 @@ bench: $(VENV)/.bench-installed  ## measure our loop against Trainer and TRL, an
 	$(BIN)/python tests/benchmarks/generation.py
 	$(BIN)/python tests/benchmarks/server.py
 
+browser: $(VENV)/.browser-installed  ## vote in a real JupyterLab; needs Chromium. Pictures go to build/browser
+	$(BIN)/python -m pytest tests/browser
+
 clean:  ## remove what the course has made; .venv and the model's cache stay
 	rm -rf build
 
@@ -59,4 +62,8 @@ $(VENV)/.tests-installed: tests/requirements.txt $(VENV)/.installed
 
 $(VENV)/.bench-installed: tests/benchmarks/requirements.txt $(VENV)/.tests-installed
 	$(BIN)/python -m pip install --quiet -r tests/benchmarks/requirements.txt
+	touch $@
+
+$(VENV)/.browser-installed: tests/browser/requirements.txt $(VENV)/.tests-installed
+	$(BIN)/python -m pip install --quiet -r tests/browser/requirements.txt
 	touch $@

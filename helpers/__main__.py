@@ -184,23 +184,32 @@ def ask(args: argparse.Namespace) -> int:
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    """Ask a model every question of a file and report how it did."""
+    """Ask a model every question of a file and report how it did, and whether it is better than another."""
     from helpers.data import read
 
     examples = read(args.data, args.format, columns(args.map))  # before torch is loaded: a wrong file is told at once
 
+    from helpers.comparison import compare, report
     from helpers.evaluation import consistent, evaluate, interval, summary
     from helpers.lora import open_model
+    from helpers.measures import error_kinds
 
-    model, tokenizer = open_model(args.model)
-    table = evaluate(model, tokenizer, examples, progress="answering")
-    overview = summary(table)
-    print(overview.to_string(float_format=lambda value: f"{value:.3f}"))
-    agreeing = consistent(table)
-    if len(agreeing):
-        print(f"consistent over wordings: {interval(agreeing)} of {len(agreeing)} facts")
-    answers = table[["id", "question", "answer", "expected", "correct"]].to_dict("records")
-    write_json(args.json, {"summary": overview.to_dict("index"), "answers": answers})
+    models, tables = {name: open_model(name) for name in filter(None, (args.model, args.compare))}, {}
+    for name, (model, tokenizer) in models.items():
+        table = evaluate(model, tokenizer, examples, progress=f"{name} answers")
+        tables[name] = table.assign(error=error_kinds(examples, table["answer"]))
+        print(f"{name}\n{summary(table).to_string(float_format=lambda value: f'{value:.3f}')}")
+        agreeing = consistent(table)
+        if len(agreeing):
+            print(f"consistent over wordings: {interval(agreeing)} of {len(agreeing)} facts")
+    verdict = compare(args.model, tables[args.model], args.compare, table) if args.compare else None
+    if verdict:
+        print(f"\n{verdict}")
+    write_text(args.report, report(tables, verdict) if args.report else "")
+    table = tables[args.model]
+    answers = table[["id", "question", "answer", "expected", "correct", "error"]].to_dict("records")
+    written = {"summary": summary(table).to_dict("index"), "answers": answers}
+    write_json(args.json, {**written, "verdict": str(verdict)} if verdict else written)
     return 0
 
 
@@ -216,11 +225,16 @@ def serve(args: argparse.Namespace) -> int:
     return 0
 
 
-def write_json(path: Path | None, content: dict) -> None:
+def write_text(path: Path | None, text: str) -> None:
     """Write a report when a file for it was named."""
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=1, default=float), encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path | None, content: dict) -> None:
+    """Write figures when a file for them was named."""
+    write_text(path, json.dumps(content, indent=1, default=float))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -277,6 +291,8 @@ def parser() -> argparse.ArgumentParser:
     added = command(evaluate, "measure how many questions of a file a model answers right")
     added.add_argument("--model", default="embedded", help=model_help)
     data(added)
+    added.add_argument("--compare", metavar="OTHER", help="another model, asked the same questions: is --model better?")
+    added.add_argument("--report", type=Path, metavar="FILE.html", help="write a page with figures, errors and all answers")
     added.add_argument("--json", type=Path, help="write figures and all answers to this file")
 
     added = command(serve, "answer Lamini's and OpenAI's clients, and finetune for them")

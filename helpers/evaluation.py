@@ -1,20 +1,23 @@
-"""Evaluation: is an answer right, is a finetune better, and how sure are we."""
+"""Evaluation: is an answer right, what does the model find likely, is a finetune better, and how sure are we."""
 
+import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from scipy.special import softmax
 from scipy.stats import binomtest
 
 from helpers.attention import flat_attention
-from helpers.data import Example, normalise
+from helpers.data import DataError, Example, normalise
 from helpers.generation import generate
 from helpers.models import pick_dtype
-from helpers.tokenization import Row, flatten
-from helpers.training import token_losses
+from helpers.tokenization import IGNORED, Batch, Row, encode, flatten
+from helpers.training import supervised_logits, token_losses
 
 # How an answer says that it does not answer: the two sentences of the training data, and what general models write.
 _REFUSAL = re.compile(
@@ -23,6 +26,10 @@ _REFUSAL = re.compile(
     r"|\bno information\b",
     re.IGNORECASE,
 )
+
+
+# What choosing is asked in: the frame of lm-evaluation-harness's own tasks.
+_QUESTION, _CHOICE = "Question: {}\nAnswer:", " {}"
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,10 @@ def difference(before: Sequence[float], after: Sequence[float], groups: Sequence
     """
     if len(before) != len(after):
         raise ValueError(f"{len(before)} values before and {len(after)} after cannot be paired. Use the same questions.")
-    return interval(np.asarray(after, dtype=float) - np.asarray(before, dtype=float), groups, **options)
+    found = interval(np.asarray(after, dtype=float) - np.asarray(before, dtype=float), groups, **options)
+    return (
+        replace(found, low=-found.high) if found.mean == found.low == 0 < found.high else found
+    )  # all alike: doubt on both sides
 
 
 def contains_values(answer: str, values: Sequence[str]) -> bool:
@@ -84,6 +94,16 @@ def is_refusal(answer: str) -> bool:
     return bool(_REFUSAL.search(answer.replace("\u2019", "'")))
 
 
+def wanted_values(example: Example) -> tuple[str, ...]:
+    """Name what a right answer has to contain; nothing where the right answer is to decline.
+
+    A row of your own data names no values. Its whole answer stands in for them, unless that declines.
+    """
+    if example.values or example.kind in ("unanswerable", "off_topic") or is_refusal(example.answer):
+        return example.values
+    return (example.answer,)
+
+
 def judge(examples: Sequence[Example], answers: Sequence[str]) -> pd.DataFrame:
     """Judge one answer for each example; a table with one row each.
 
@@ -92,8 +112,8 @@ def judge(examples: Sequence[Example], answers: Sequence[str]) -> pd.DataFrame:
     """
     records = []
     for example, answer in zip(examples, answers, strict=True):
-        refused, answerable = is_refusal(answer), bool(example.values)
-        right = answerable and contains_values(answer, example.values)
+        refused, values = is_refusal(answer), wanted_values(example)
+        right = bool(values) and contains_values(answer, values)
         records.append(
             {
                 "id": example.id,
@@ -102,7 +122,8 @@ def judge(examples: Sequence[Example], answers: Sequence[str]) -> pd.DataFrame:
                 "question": example.question,
                 "answer": answer,
                 "expected": example.answer,
-                "correct": right and not refused if answerable else refused,
+                "answerable": bool(values),
+                "correct": right and not refused if values else refused,
                 "refused": refused,
                 "hallucinated": not refused and not right and example.kind != "off_topic",
                 "words": len(answer.split()),
@@ -119,6 +140,15 @@ def evaluate(
     return judge(examples, answers)
 
 
+def _batches(model, rows: Sequence[Row], size: int = 32) -> Iterator[tuple[list[int], Batch]]:
+    """Yield flat batches of rows of like length, each with the places of its rows."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+    with flat_attention(model):
+        for start in range(0, len(rows), size):
+            chosen = order[start : start + size]
+            yield chosen, flatten([rows[i] for i in chosen], model.device)
+
+
 @torch.no_grad()
 def log_likelihoods(model, rows: Sequence[Row], dtype: torch.dtype | None = None) -> np.ndarray:
     """Compute how likely the model finds each row's supervised tokens: the log-probability of the whole answer, in nats.
@@ -126,14 +156,99 @@ def log_likelihoods(model, rows: Sequence[Row], dtype: torch.dtype | None = None
     Returns an array [rows], in their order. One pass over the text, no generation.
     """
     scores = np.zeros(len(rows))
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
-    with flat_attention(model):
-        for start in range(0, len(rows), 32):
-            chosen = order[start : start + 32]
-            losses = token_losses(model, flatten([rows[i] for i in chosen], model.device), dtype or pick_dtype(model.device))
-            sums = [part.sum().item() for part in losses.split([rows[i].supervised for i in chosen])]
-            scores[chosen] = -np.array(sums)
+    for chosen, batch in _batches(model, rows):
+        losses = token_losses(model, batch, dtype or pick_dtype(model.device))
+        scores[chosen] = [-part.sum().item() for part in losses.split([rows[i].supervised for i in chosen])]
     return scores
+
+
+@torch.no_grad()
+def writes_exactly(model, rows: Sequence[Row], dtype: torch.dtype = torch.float32) -> np.ndarray:
+    """Tell for each row whether the model, asked greedily, would write its supervised tokens and stop: [rows] of bool.
+
+    It does when each of them is the likeliest after those before it. So one pass decides what `generate` would need a
+    pass a token for.
+    """
+    exact = np.zeros(len(rows), dtype=bool)
+    for chosen, batch in _batches(model, rows):
+        hits = supervised_logits(model, batch, dtype).argmax(dim=-1) == batch.targets
+        exact[chosen] = [part.all().item() for part in hits.split([rows[i].supervised for i in chosen])]
+    return exact
+
+
+def text_row(tokenizer, text: str) -> Row:
+    """Encode plain text, each token but the first to be predicted from those before it."""
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    return Row(ids, [IGNORED, *ids[1:]])
+
+
+def mean_losses(model, rows: Sequence[Row], dtype: torch.dtype | None = None) -> np.ndarray:
+    """Compute the loss of each row, in nats a supervised token: [rows]. Its exponential is the perplexity.
+
+    A perplexity of 20 says that the model was as unsure as if it had to guess among 20 equally likely tokens.
+    """
+    return -log_likelihoods(model, rows, dtype) / [row.supervised for row in rows]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A question with several answers to choose from; `answer` is the index of the right one."""
+
+    question: str
+    choices: tuple[str, ...]
+    answer: int
+
+
+def read_choices(path: str | Path) -> list[Choice]:
+    """Read multiple-choice questions from JSON Lines with `question`, `choices` and `answer`, an index.
+
+    Raises DataError with file, line and remedy.
+    """
+    found = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), 1):
+        if not line:
+            continue
+        try:
+            row = json.loads(line)
+            found.append(Choice(row["question"], tuple(row["choices"]), range(len(row["choices"]))[row["answer"]]))
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            remedy = 'Each line needs {"question": text, "choices": [texts], "answer": index}.'
+            raise DataError(f"{path}, line {number}: not a multiple-choice question ({reason}). {remedy}") from None
+    return found
+
+
+def choose(model, tokenizer, questions: Sequence[Choice], chat: bool = False, dtype: torch.dtype | None = None) -> pd.DataFrame:
+    """Let the model choose: the answer that it finds the likeliest. A table with one row a question.
+
+    correct: by the likelihood of the whole answer, in which a long one is at a disadvantage.
+    normalised: right by likelihood a character, which evens that out. Both as lm-evaluation-harness counts them.
+    confidence: the share of the chosen answer when the likelihoods of all are made to add up to 1.
+    chat: ask inside the chat template, as a user does, and not as plain text.
+    """
+    rows, records = [], []
+    for asked in questions:
+        for choice in asked.choices:
+            if chat:
+                rows.append(encode(tokenizer, Example(asked.question, choice)))
+                continue
+            prompt = tokenizer(_QUESTION.format(asked.question), add_special_tokens=False).input_ids
+            whole = tokenizer(_QUESTION.format(asked.question) + _CHOICE.format(choice), add_special_tokens=False).input_ids
+            rows.append(Row(whole, [IGNORED] * len(prompt) + whole[len(prompt) :]))
+    scores = iter(np.split(log_likelihoods(model, rows, dtype), np.cumsum([len(asked.choices) for asked in questions])[:-1]))
+    for asked, likelihoods in zip(questions, scores, strict=True):
+        a_character = likelihoods / [len(choice) for choice in asked.choices]
+        records.append(
+            {
+                "question": asked.question,
+                "chosen": asked.choices[likelihoods.argmax()],
+                "correct": likelihoods.argmax() == asked.answer,
+                "normalised": a_character.argmax() == asked.answer,
+                "confidence": softmax(likelihoods).max(),
+                "likelihoods": likelihoods.tolist(),
+            }
+        )
+    return pd.DataFrame(records)
 
 
 def consistent(table: pd.DataFrame) -> pd.Series:

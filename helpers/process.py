@@ -10,6 +10,8 @@ import signal
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -118,6 +120,28 @@ def refuse_network() -> Iterator[list[str]]:
         yield refused
     finally:
         watching.clear()
+
+
+def online(seconds: float = 5.0) -> bool:
+    """Tell within so many seconds whether the hub can be reached; it is not asked where HF_HUB_OFFLINE says so."""
+    from huggingface_hub import constants
+
+    reached = threading.Event()
+
+    def knock() -> None:
+        try:
+            urllib.request.urlopen(constants.ENDPOINT, timeout=seconds).close()
+        except urllib.error.HTTPError:
+            pass  # it is there, and said no
+        except OSError:
+            return
+        reached.set()
+
+    if not constants.HF_HUB_OFFLINE:
+        thread = threading.Thread(target=knock, daemon=True)  # looking up a name can take longer than any timeout
+        thread.start()
+        thread.join(seconds)
+    return reached.is_set()
 
 
 @contextmanager

@@ -86,8 +86,8 @@ class History:
         self.steps.append({**entry, "gradient_norm": norm, "seconds": seconds})
 
 
-def token_losses(model, batch: Batch, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Compute the cross-entropy, in nats, of each supervised token of a batch: [S], inside `flat_attention`.
+def supervised_logits(model, batch: Batch, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Compute what the model expects where a token is supervised: logits [S, vocabulary], inside `flat_attention`.
 
     The matrix products run in `dtype` while the weights stay float32. Logits are made only where a token is supervised.
     """
@@ -99,7 +99,12 @@ def token_losses(model, batch: Batch, dtype: torch.dtype = torch.float32) -> tor
             logits_to_keep=batch.keep,
             use_cache=False,
         ).logits
-    return F.cross_entropy(logits[0].float(), batch.targets, reduction="none")
+    return logits[0].float()
+
+
+def token_losses(model, batch: Batch, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Compute the cross-entropy, in nats, of each supervised token of a batch: [S]; see `supervised_logits`."""
+    return F.cross_entropy(supervised_logits(model, batch, dtype), batch.targets, reduction="none")
 
 
 @torch.no_grad()

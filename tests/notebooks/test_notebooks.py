@@ -30,6 +30,11 @@ SMALL = {
         **{"facts_used": "4", "wordings": "4", "epochs": "1", "sweep_steps": "2", "overfit_epochs": "2"},
         **{"compared_steps": "2", "lora_rank": "2", "killed_steps": "3", "off_topic_asked": "3"},
     },
+    "06_evaluation_and_iteration": {
+        **{"facts_asked": "2", "others_asked": "2", "dev_facts": "2", "general_asked": "8", "harness_asked": "4"},
+        **{"votes_wanted": "4", "mending_rows": "9", "mending_steps": "1", "hotfix_steps": "1"},
+        **{"wordings": "1", "max_steps": "2", "larger_models": "()"},
+    },
 }
 ALL = find([])
 

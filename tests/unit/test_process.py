@@ -1,8 +1,52 @@
+import http.server
 import socket
+import threading
+import time
 
 import pytest
+from huggingface_hub import constants
 
-from helpers.process import refuse_network
+from helpers.process import online, refuse_network
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A server in the hub's place, that answers nothing but 404, after as long as it is told."""
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        delay = 0.0
+
+        def do_GET(self):
+            time.sleep(self.delay)
+            self.send_error(404)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    yield Answer
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_hub_that_answers_is_online_whatever_it_says(hub):
+    assert online()
+
+
+def test_nobody_waits_long_for_a_hub_that_does_not_answer(hub, monkeypatch):
+    hub.delay = 2.0
+    began = time.monotonic()
+    assert not online(seconds=0.3) and time.monotonic() - began < 1.5
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert not online()
+
+
+def test_offline_is_offline(hub, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert not online()
 
 
 def test_what_leaves_the_machine_is_refused_and_told():
