@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from helpers.attention import flat_attention
-from helpers.cost import layers_of, training_flops
+from helpers.estimate import layers_of, training_flops
 from helpers.data import DATA, Example, limit, read
 from helpers.models import load_model
 from helpers.process import tensorboard
