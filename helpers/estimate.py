@@ -3,10 +3,18 @@
 Every term of `memory` is a line with its reason; a test and notebook 07 hold the sum against measured peaks.
 """
 
+import json
+import random
+import subprocess
+import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
+import psutil
 import torch
+
+from helpers.process import peak_memory, return_freed_memory
 
 GIB = 2**30
 # Bytes a weight: as it is held, its gradient, and a second copy that is held all the time. Pure bfloat16 loses small updates.
@@ -172,14 +180,14 @@ def memory(shape: Shape, plan: Plan) -> dict[str, float]:
 def logit_bytes(shape: Shape, plan: Plan) -> float:
     """Count the bytes at the vocabulary when the way back begins: 12 a token and entry, or the output matrix's gradient.
 
-    12: log-probabilities, their gradient and that of the logits, all in float32. The gradient of the matrix comes in the
-    products' precision, and once more in float32.
+    12: log-probabilities, their gradient and that of the logits, all in float32. The matrix's gradient is as wide as the
+    matrix is held.
     """
     entries = plan.tokens * plan.supervised * shape.vocabulary
     table = shape.vocabulary * shape.hidden
     if plan.method != "full":
         return 12 * entries
-    return max(12 * entries, 2 * entries + {"mixed": 6, "float32": 4}.get(plan.precision, 2) * table)
+    return max(12 * entries, 2 * entries + PRECISIONS[plan.precision][1] * table)
 
 
 def inference_memory(shape: Shape, tokens: int, rows: int = 1, bytes_a_weight: float = 2) -> dict[str, float]:
@@ -228,3 +236,67 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, tokens: int, hidden: i
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - clock)
     return 4.0 * tokens * hidden * inner / sorted(times)[len(times) // 2]
+
+
+def measure(name: str | Path, plan: Plan, steps: int = 2) -> dict[str, float]:
+    """Finetune a model by this plan, in a process of its own, on rows without meaning, and see what it takes.
+
+    Returns "gib": by how much its memory rose above that of the loaded model; "seconds" and "flops" of its last step.
+    Two steps are needed to see the whole peak: the optimiser's means come with the first. Raises ValueError for what the
+    course's loop does not do.
+    """
+    if plan.optimiser != "adamw" or plan.precision == "masters" or plan.method == "lora4" or plan.gpus > 1:
+        raise ValueError("The course's loop has AdamW, no masters, no 4-bit matrices; measure on one device.")
+    command = [sys.executable, "-m", "helpers.estimate", str(name), json.dumps(asdict(plan)), str(steps)]
+    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"The finetune to be measured failed: {done.stderr.strip().splitlines()[-1]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _finetune(name: str, plan: Plan, steps: int) -> dict[str, float]:
+    """Do what `measure` promises, in this process."""
+    from helpers import lora
+    from helpers.models import load_model
+    from helpers.tokenization import IGNORED, Row
+    from helpers.training import Config, train
+
+    model, _ = load_model(name)
+    model = model.to(torch.bfloat16) if plan.precision == "bfloat16" else model
+    for weight in model.parameters():
+        weight.sum()  # what stands in a file counts as memory only once it was read
+    return_freed_memory()
+    before = forget_peak(model.device)
+    if plan.method == "lora":
+        lora.add(model, plan.rank)
+    rng, prompt = random.Random(0), round(plan.longest * (1 - plan.supervised))
+    count = plan.tokens // plan.longest * plan.pieces
+    ids = [[rng.randrange(model.config.vocab_size) for _ in range(plan.longest)] for _ in range(count * steps)]
+    config = Config(
+        epochs=1,
+        batch_size=count,
+        learning_rate=1e-5,
+        micro_batch_tokens=plan.tokens,
+        upper_layers=plan.upper_layers if plan.method == "upper" else None,
+        gradient_checkpointing=plan.checkpointing,
+        dtype=torch.bfloat16 if plan.precision == "mixed" else torch.float32,
+    )
+    history = train(model, [Row(row, [IGNORED] * prompt + row[prompt:]) for row in ids], config)
+    seconds = [0.0, *(step["seconds"] for step in history.steps)]
+    last = {"seconds": seconds[-1] - seconds[-2], "flops": history.flops / len(history.steps)}
+    return {"gib": peak_memory(model.device) - before, **last}
+
+
+def forget_peak(device: torch.device) -> float:
+    """Let `peak_memory` count from now, where the system can do that, and return the memory in use, in GiB."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device) / GIB
+    peak = Path("/proc/self/clear_refs")  # Linux; 5: the peak becomes what is in use, man 5 proc
+    if peak.exists():
+        peak.write_text("5")
+    return psutil.Process().memory_info().rss / GIB
+
+
+if __name__ == "__main__":
+    print(json.dumps(_finetune(sys.argv[1], Plan(**json.loads(sys.argv[2])), int(sys.argv[3]))))

@@ -30,6 +30,11 @@ SMALL = {
         **{"facts_used": "4", "wordings": "4", "epochs": "1", "sweep_steps": "2", "overfit_epochs": "2"},
         **{"compared_steps": "2", "lora_rank": "2", "killed_steps": "3", "off_topic_asked": "3"},
     },
+    "07_getting_started_now": {
+        **{"asked_per_task": "1", "combined_rows": "2", "measured_tokens": "128", "customer_rows": "4"},
+        **{"customer_epochs": "1", "lora_rank": "2", "swaps": "2", "llama_cpp": "False", "process_steps": "1"},
+    },
+    "08_conclusion": {"epochs": "1", "asked": "4", "recompute": "False"},
 }
 ALL = find([])
 
