@@ -4,5 +4,6 @@ Nothing is imported here, so `import helpers` is instant; take what you need fro
 
     formats → data → cleaning → models → lora → tokenization → attention → checkpoint → training
     → generation → retrieval → evaluation → lesson
+    (beside them: estimate says what a finetune takes, export writes a model as GGUF)
     and beyond the hour, how models are served to many: the package `server`
 """

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from helpers import checkpoint
 from helpers.attention import flat_attention
-from helpers.cost import layers_of, training_flops
+from helpers.estimate import layers_of, training_flops
 from helpers.models import frozen_in, pick_dtype
 from helpers.process import explain_lack_of_memory, keep_freed_memory, peak_memory, processes, stop_between_steps
 from helpers.tokenization import Batch, Row, flatten, micro_batches

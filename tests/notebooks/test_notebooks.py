@@ -35,6 +35,11 @@ SMALL = {
         **{"votes_wanted": "4", "mending_rows": "9", "mending_steps": "1", "hotfix_steps": "1"},
         **{"wordings": "1", "max_steps": "2", "larger_models": "()"},
     },
+    "07_getting_started_now": {
+        **{"asked_per_task": "1", "combined_rows": "2", "measured_tokens": "128", "customer_rows": "4"},
+        **{"customer_epochs": "1", "lora_rank": "2", "swaps": "2", "llama_cpp": "False", "process_steps": "1"},
+    },
+    "08_conclusion": {"epochs": "1", "asked": "4", "recompute": "False"},
 }
 ALL = find([])
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from helpers.attention import flat_attention
-from helpers.cost import layers_of, training_flops
 from helpers.data import DATA, Example, limit, read
+from helpers.estimate import layers_of, training_flops
 from helpers.models import load_model
 from helpers.process import tensorboard
 from helpers.tokenization import IGNORED, Row, encode, encode_all, flatten
