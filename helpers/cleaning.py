@@ -53,7 +53,7 @@ MISREAD = (
 
 
 def repair_encoding(text: str) -> str:
-    """Put right characters of UTF-8 that were read as Latin-1 or cp1252, once or twice: cafÃ© becomes café."""
+    """Put right characters of UTF-8 that were read as Latin-1 or cp1252, up to three times: cafÃ© becomes café."""
 
     def reread(match: re.Match) -> str:
         try:
@@ -61,8 +61,8 @@ def repair_encoding(text: str) -> str:
         except UnicodeDecodeError:
             return match[0]
 
-    while not text.isascii() and (better := re.sub(MISREAD, reread, text)) != text:
-        text = better
+    for _ in range(3):
+        text = text if text.isascii() else re.sub(MISREAD, reread, text)
     return text
 
 
