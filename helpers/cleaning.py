@@ -12,7 +12,8 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
-import numpy as np
+from datasketch import MinHash, MinHashLSH
+from ftfy import fix_encoding
 
 from helpers.data import DataError, Example, normalise, stream
 from helpers.formats import Readable, recognise
@@ -35,35 +36,14 @@ def strip_html(text: str) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def _byte(char: str) -> bytes:
-    """Return the byte that a program took for this character when it read UTF-8 as cp1252, or else as Latin-1."""
-    try:
-        return char.encode("cp1252")
-    except UnicodeEncodeError:
-        return char.encode("latin-1")
-
-
-CP1252 = "".join(bytes([byte]).decode("cp1252", "ignore") for byte in range(0x80, 0xA0))
-NEXT = f"[\u0080-\u009f\u00a1-\u00bf{CP1252}]"
-# UTF-8 when misread: Western letters begin with \u00c2, \u00c3 or \u00c5, quotes and dashes with \u00e2, emoji with \u00f0, and
-# \u00cb comes from misreading twice. A wider net would catch right text, such as a French \u00e9 before a closing quote.
-MISREAD = (
-    f"[\u00c2\u00c3]\u00a0|[\u00c2\u00c3\u00c5]{NEXT}|\u00e2{NEXT}{{2}}|\u00f0{NEXT}{{3}}|\u00cb[\u0086\u009c\u2020\u0153]"
-)
-
-
 def repair_encoding(text: str) -> str:
-    """Put right characters of UTF-8 that were read as Latin-1 or cp1252, once or twice: cafÃ© becomes café."""
+    """Put right characters of UTF-8 that were read as Latin-1 or cp1252, however often: cafÃ© becomes café.
 
-    def reread(match: re.Match) -> str:
-        try:
-            return b"".join(map(_byte, match[0])).decode("utf-8")
-        except UnicodeDecodeError:
-            return match[0]
-
-    while not text.isascii() and (better := re.sub(MISREAD, reread, text)) != text:
-        text = better
-    return text
+    Other texts stay as they are, and so does a line of more than 2,000 characters: made with malice, one could take hours.
+    """
+    if text.isascii():
+        return text
+    return "\n".join(fix_encoding(line) if len(line) <= 2000 else line for line in text.split("\n"))
 
 
 EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]+(?:\.[\w-]+)+")
@@ -184,22 +164,23 @@ def newest(
     return parts
 
 
-SHINGLE, BANDS, BAND = 4, 16, 8  # characters a shingle; 16 bands of 8 numbers find pairs that are 80% alike, or more
-RANDOM = np.random.default_rng(0).integers(2**32, size=(2, BANDS * BAND), dtype=np.uint32) | 1
+SHINGLE, PERMUTATIONS, BANDS, BAND = 4, 128, 16, 8  # 16 bands of 8 numbers find pairs that are 80% alike, or more
+READ = 20_000  # characters of a text that are compared
 
 
 def shingles(text: str) -> set[str]:
     """Cut a text into all its pieces of four characters."""
-    return {text[start : start + SHINGLE] for start in range(max(1, len(text) - SHINGLE + 1))}
+    return {text[start : start + SHINGLE] for start in range(max(1, min(len(text), READ) - SHINGLE + 1))}
 
 
-def minhash(text: str) -> np.ndarray:
+def minhash(text: str) -> MinHash:
     """Return a signature of 128 numbers; the share of them that two texts have in common is about their `likeness`.
 
     Source: Broder 1997, On the resemblance and containment of documents.
     """
-    hashes = np.array([zlib.crc32(piece.encode()) for piece in shingles(text)], dtype=np.uint32)
-    return (hashes[:, None] * RANDOM[0] + RANDOM[1]).min(axis=0)  # the smallest hash, in 128 different orders
+    signature = MinHash(PERMUTATIONS, hashfunc=zlib.crc32)
+    signature.update_batch([piece.encode() for piece in shingles(text)])
+    return signature
 
 
 def likeness(one: str, other: str) -> float:
@@ -222,23 +203,23 @@ def matches(texts: Sequence[str], similar: float = 0.85, against: Sequence[str] 
     """
     known = [normalise(text) or text for text in against or ()]
     everything = known + [normalise(text) or text for text in texts]
-    signatures = np.empty((len(everything), BANDS * BAND), dtype=np.uint32)
-    found, exact, buckets = {}, {}, defaultdict(list)
+    bands = MinHashLSH(num_perm=PERMUTATIONS, params=(BANDS, BAND))
+    found, exact, signatures = {}, {}, {}
     for index, text in enumerate(everything):
-        original, keys = exact.get(text), []
+        original, signature = exact.get(text), None
         if original is None and similar < 1:
-            signatures[index] = minhash(text)
-            keys = [(band, part.tobytes()) for band, part in enumerate(signatures[index].reshape(BANDS, BAND))]
-            others = sorted({other for key in keys for other in buckets.get(key, ())})
-            estimates = (signatures[others] == signatures[index]).mean(axis=1)
-            likely = (other for other, estimate in zip(others, estimates, strict=True) if estimate > similar - 0.15)
+            signature = minhash(text)
+            likely = (
+                other for other in sorted(bands.query(signature)) if signatures[other].jaccard(signature) > similar - 0.15
+            )
             original = next((other for other in likely if likeness(text, everything[other]) >= similar), None)
         if index >= len(known) and original is not None:
             found[index - len(known)] = original
         elif index < len(known) or against is None:
             exact.setdefault(text, index)
-            for key in keys:
-                buckets[key].append(index)
+            if signature is not None:
+                signatures[index] = signature
+                bands.insert(index, signature)
     return found
 
 

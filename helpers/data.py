@@ -11,7 +11,7 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from helpers.formats import DATA, OWN, DataError, Readable, Source, arrange, recognise
+from helpers.formats import DATA, OWN, DataError, Readable, Source, arrange, is_text, recognise
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -43,14 +43,17 @@ def _example(record: object, where: str, source: Source) -> Example:
         name = source.columns.get("id")
         if name is not None and record.get(name) is None:
             raise DataError(f"{where}: the field {name!r}, named as the id, is missing. Add it, or map no id.")
+        if name is not None and not is_text(record[name]) and not isinstance(record[name], (int, float)):
+            found = reprlib.repr(record[name])
+            raise DataError(f"{where}, field {name!r}: expected text or a number, found {found}. Map another id, or none.")
         return Example(question, answer, "" if name is None else str(record[name]))
     remedy = "Correct it, or name the columns, and no other will be read: --map question=question,answer=answer"
     for field in ("id", "kind"):
-        if not isinstance(record.get(field, ""), str):
+        if not is_text(record.get(field, "")):
             raise DataError(f"{where}, field {field!r}: expected text, found {reprlib.repr(record[field])}. {remedy}")
     for field in ("facts", "values"):
         entries = record.get(field, [])
-        if not isinstance(entries, list) or not all(isinstance(entry, str) and entry for entry in entries):
+        if not isinstance(entries, list) or not all(entry and is_text(entry) for entry in entries):
             raise DataError(f"{where}, field {field!r}: expected a list of texts, found {reprlib.repr(entries)}. {remedy}")
     if record.get("kind", "fact") not in KINDS:
         found = reprlib.repr(record["kind"])

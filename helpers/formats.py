@@ -3,9 +3,11 @@
 import csv
 import gzip
 import json
+import os
 import re
 import reprlib
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -38,6 +40,7 @@ OWN = ("id", "kind", "facts", "values")  # what the course's own rows say beside
 ROLES = {"human": "user", "gpt": "assistant"} | {role: role for role in ("system", "user", "assistant")}
 DATA = Path(__file__).resolve().parent.parent / "data"  # the company's handbook and question sets
 LONGEST_LINE = 2**24  # bytes; what is longer is hardly a row, and would fill the memory
+LARGEST_JSON = 2**30  # bytes of a JSON file, unpacked: unlike the others, it is held in memory as a whole
 NO_TEXT = re.compile("[\0\ud800-\udfff]")  # null characters and halves of characters
 SAMPLE = 100  # rows that are looked at to find one with a question and an answer
 
@@ -52,14 +55,18 @@ class DataError(ValueError):
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
     """Open a file, packed with gzip or not."""
-    with path.open("rb") as raw:
-        packed = raw.read(2) == b"\x1f\x8b"
-        raw.seek(0)
-        try:
+    try:
+        with path.open("rb") as raw:
+            packed = raw.read(2) == b"\x1f\x8b"
+            raw.seek(0)
             with gzip.open(raw) if packed else nullcontext(raw) as file:
                 yield file
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise DataError(f"{path}: the packed file is damaged or cut short ({error}). Fetch or pack it again.") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path}: the packed file is damaged or cut short ({error}). Fetch or pack it again.") from None
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be opened or read ({error.strerror}). Check that it is there and yours to read."
+        ) from None
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -82,12 +89,16 @@ def _text(content: bytes, where: str, first: bool) -> str:
         raise DataError(f"{where}: byte {error.start} is not UTF-8. Save the file as UTF-8 and try again.") from None
 
 
+def _twice(names: Iterable[str]) -> str | None:
+    """Return the first name that stands twice."""
+    return next((name for name, number in Counter(names).items() if number > 1), None)
+
+
 def _object(pairs: list[tuple[str, object]]) -> dict:
     """Make a JSON object a dict; a field that stands twice would silently lose its first value."""
     made = dict(pairs)
     if len(made) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise KeyError(next(name for name in names if names.count(name) > 1))
+        raise KeyError(_twice(name for name, _ in pairs))
     return made
 
 
@@ -117,9 +128,12 @@ def _jsonl(path: Path) -> Iterator[tuple[str, object]]:
 
 
 def _json(path: Path) -> Iterator[tuple[str, object]]:
-    """Read a list of objects, or an object around one list; unlike the others, it is held in memory as a whole."""
+    """Read a list of objects, or an object around one list."""
     with _opened(path) as file:
-        content = _parsed(_text(file.read(), str(path), True), str(path))
+        content = file.read(LARGEST_JSON + 1)
+    if len(content) > LARGEST_JSON:
+        raise DataError(f"{path}: larger than {LARGEST_JSON >> 20} MB. Write it as JSON Lines (.jsonl): one object a line.")
+    content = _parsed(_text(content, str(path), True), str(path))
     lists = [value for value in content.values() if isinstance(value, list)] if isinstance(content, dict) else [content]
     if len(lists) != 1 or not isinstance(lists[0], list):
         raise DataError(f"{path}: expected a list of objects, found {reprlib.repr(content)}. Write [{{...}}, {{...}}].")
@@ -148,8 +162,8 @@ def _table(path: Path, delimiter: str) -> Iterator[tuple[str, object]]:
             return
         if not names:
             names = [name.strip() for name in cells]
-            if twice := [name for name in names if names.count(name) > 1]:
-                raise DataError(f"{where}: the column {twice[0]!r} stands twice. Rename one.")
+            if (twice := _twice(names)) is not None:
+                raise DataError(f"{where}: the column {twice!r} stands twice. Rename one.")
         elif len(cells) == len(names):
             yield where, dict(zip(names, cells, strict=True))
         elif cells:
@@ -168,7 +182,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, object]]:
             for batch in file.iter_batches(batch_size=1000):
                 for record in batch.to_pylist():
                     yield f"{path}, row {next(numbers)}", record
-    except (ArrowException, OSError, UnicodeDecodeError) as error:
+    except (ArrowException, OSError, ValueError, OverflowError) as error:  # the latter: dates beyond those of Python
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(f"{path}: this Parquet file is damaged ({reason}). Fetch or write it again.") from None
 
@@ -178,7 +192,8 @@ def _markdown(path: Path) -> Iterator[tuple[str, object]]:
 
     A heading without text of its own goes on in the headings of those below it.
     """
-    for page in sorted(path.rglob("*.md")) if path.is_dir() else [path]:
+    pages = sorted(page for page in path.rglob("*.md") if page.is_file() or page.is_symlink()) if path.is_dir() else [path]
+    for page in pages:
         headings, start, text, fenced = {0: page.stem}, 1, [], False
 
         def section(page: Path, start: int, headings: dict[int, str], text: list[str]) -> Iterator[tuple[str, object]]:
@@ -216,17 +231,28 @@ def _hub(name: str) -> Iterable[dict]:
 # ---- from records to questions and answers
 
 
+def is_text(value: object) -> bool:
+    """Tell whether a value is text throughout."""
+    return isinstance(value, str) and not NO_TEXT.search(value)
+
+
+def _listed(names: Iterable) -> str:
+    """List names in one line, the first twenty of them."""
+    first = list(islice(names, 21))
+    return " ".join(", ".join([*map(str, first[:20]), *(["..."] if first[20:] else [])]).split())
+
+
 def _field(record: dict, name: str, where: str) -> str:
     """Take the text of a field, or say in one sentence what is wrong with it."""
     if name not in record:
-        found = " ".join(", ".join(map(str, islice(record, 20))).split()) or "none"
+        found = _listed(record) or "none"
         remedy = "Add it, or name the column that holds it: --map question=COLUMN,answer=COLUMN"
         raise DataError(f"{where}: the field {name!r} is missing (found: {found}). {remedy}")
     text = record[name]
     if not isinstance(text, str) or not text.strip():
         found = reprlib.repr(text)
         raise DataError(f"{where}, field {name!r}: expected text, found {found}. Fill it in or drop the line.")
-    if NO_TEXT.search(text):
+    if not is_text(text):
         raise DataError(f"{where}, field {name!r}: holds bytes that are no text. Save the file as UTF-8 and try again.")
     return text
 
@@ -278,7 +304,7 @@ class Source:
         if self.container == "markdown":
             return f"{self.name}: read as markdown (*.md), a row a section: its headings are the question, its text the answer."
         read = ", ".join(name if field == name else f"{field} = {name!r}" for field, name in self.columns.items())
-        unread = f" Not read: {', '.join(map(str, self.unread))}." if self.unread else ""
+        unread = f" Not read: {_listed(self.unread)}." if self.unread else ""
         return f"{self.name}: read as {self.container}, {self.layout} ({read}).{unread}"
 
     def records(self) -> Iterator[tuple[str, object]]:
@@ -298,7 +324,8 @@ class Source:
         if self.layout in ("messages", "sharegpt"):
             return _conversation(record.get(names[0]), names[0], where)
         question, answer = (_field(record, name, where) for name in names)
-        if self.layout == "alpaca" and str(record.get(self.columns["input"]) or "").strip():
+        given = record.get(self.columns["input"]) if self.layout == "alpaca" else None
+        if given is not None and not (isinstance(given, str) and not given.strip()):
             question += "\n\n" + _field(record, self.columns["input"], where)
         return question, answer
 
@@ -334,16 +361,16 @@ def _located(source: str | Path | Iterable[dict], format: str | None) -> tuple[s
     if not isinstance(source, (str, Path)):
         return "data set", source if iter(source) is not source else list(source), "dataset"
     name, path, container = str(source), Path(source), format if format in CONTAINERS else None
-    on_hub = re.fullmatch(r"\w[\w.-]*/[\w.-]+", path.as_posix()) and not path.parent.exists()
+    on_hub = re.fullmatch(r"\w[\w.-]*/[\w.-]+", path.as_posix()) and not os.path.exists(path.parent)
     file_like = path.suffix.lower() in (".gz", *(ending for endings in CONTAINERS.values() for ending in endings))
     if container == "hub" or (container is None and on_hub and not file_like):
         return name, _hub(path.as_posix()), "hub"
-    if path.is_dir():
+    if os.path.isdir(path):
         if not any(path.rglob("*.md")):
             raise DataError(f"{name}: a folder is read for its Markdown, but there is no such file (*.md) in it.")
         return name, path, "markdown"
-    if not path.is_file():
-        raise DataError(f"{name}: there is no such file. Check the path; the course's own data is in {DATA}.")
+    if not os.path.isfile(path):
+        raise DataError(f"{name[:300]}: there is no such file. Check the path; the course's own data is in {DATA}.")
     return name, path, container or _container(path)
 
 

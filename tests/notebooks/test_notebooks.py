@@ -26,6 +26,10 @@ SMALL = {
         **{"rows_used": "16", "epochs": "1", "asked_per_task": "1", "general_asked": "4", "passages_read": "3"},
         **{"small_steps": "2"},
     },
+    "04_data_preparation": {
+        **{"seeds": "(0,)", "products_taught": "1", "wordings": "4", "steps": "1", "batch_size": "4", "copies": "2"},
+        **{"asked_wordings": "1", "passages_read": "3", "longest_answer": "4"},
+    },
     "05_training_process": {
         **{"facts_used": "4", "wordings": "4", "epochs": "1", "sweep_steps": "2", "overfit_epochs": "2"},
         **{"compared_steps": "2", "lora_rank": "2", "killed_steps": "3", "off_topic_asked": "3"},
