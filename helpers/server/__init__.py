@@ -142,6 +142,10 @@ def serve(model: str | Path = "embedded", folder: str | Path | None = None) -> I
                     )
             os.environ.update({name: ",".join(filter(None, (value, "127.0.0.1"))) for name, value in usual.items()})
             name, url = re.match(r"Serving (.*) on (http\S+);", said).groups()
+            try:
+                socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=5).close()
+            except OSError as error:  # a sandbox without any network interface
+                raise RuntimeError(f"The server runs, but this machine lets nobody talk to it: {error.strerror}.") from None
             yield Server(url, key, name)
         finally:
             for name, value in usual.items():

@@ -1,6 +1,7 @@
 """The server, as Lamini's unmodified client sees it over a real socket, and as those see it who mean no good."""
 
 import asyncio
+import errno
 import http.client
 import json
 import os
@@ -535,3 +536,14 @@ def test_a_lesson_goes_on_without_client_or_server(missing, tmp_path, monkeypatc
     with lamini_client("./nowhere", tmp_path) as llm:
         assert llm is None
     assert "Lamini's client is left out: " in capsys.readouterr().out
+
+
+def test_a_lesson_goes_on_where_no_address_can_be_reached(tiny, tmp_path, monkeypatch, capsys):
+    def unreachable(*_, **__):
+        raise OSError(errno.ENETUNREACH, "Network is unreachable")
+
+    monkeypatch.delenv("LAMINI_API_KEY", raising=False)
+    monkeypatch.setattr(socket, "create_connection", unreachable)
+    with lamini_client(tiny, tmp_path) as llm:
+        assert llm is None
+    assert "lets nobody talk to it: Network is unreachable" in capsys.readouterr().out
