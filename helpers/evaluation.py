@@ -76,9 +76,9 @@ def difference(before: Sequence[float], after: Sequence[float], groups: Sequence
     if len(before) != len(after):
         raise ValueError(f"{len(before)} values before and {len(after)} after cannot be paired. Use the same questions.")
     found = interval(np.asarray(after, dtype=float) - np.asarray(before, dtype=float), groups, **options)
-    return (
-        replace(found, low=-found.high) if found.mean == found.low == 0 < found.high else found
-    )  # all alike: doubt on both sides
+    if found.mean == found.low == 0 < found.high:  # all alike: doubt on both sides
+        return replace(found, low=-found.high)
+    return found
 
 
 def contains_values(answer: str, values: Sequence[str]) -> bool:
