@@ -1,7 +1,6 @@
 """Cache: what takes long to make is kept by its content, and made again only when that changes."""
 
 import hashlib
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import torch
 
+from helpers.data import written_aside
 from helpers.models import cache_folder
 
 
@@ -37,10 +37,8 @@ def remember(make: Callable[[], Any], name: str, *content: object) -> Any:
         return torch.load(path, weights_only=True)
     except Exception:  # not there, cut short, or not ours: a damaged file fails in many ways
         made = make()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    torch.save(made, partial)
-    partial.replace(path)
+    with written_aside(path) as partial:
+        torch.save(made, partial)
     return made
 
 

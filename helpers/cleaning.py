@@ -255,6 +255,11 @@ def faults(example: Example, longest: int = 4000) -> list[str]:
     return [name for name, found in checks.items() if found]
 
 
+def excerpt(example: Example) -> str:
+    """Quote how a question begins and how its answer ends; personal data are masked as well as `mask` can."""
+    return f"{mask(example.question[:200])[:30]!r} ... {mask(example.answer[-200:])[-30:]!r}"
+
+
 @dataclass
 class Report:
     """What `report` found: how many rows there are, how many can be used, and what seems wrong, with places."""
@@ -266,11 +271,12 @@ class Report:
     examples: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     broken_off: str = ""
 
-    def add(self, name: str, where: str) -> None:
-        """Count one finding; the first three places are kept."""
+    def add(self, name: str, where: str, example: Example | None = None) -> None:
+        """Count one finding; the first three places are kept, and of the first how its row begins and ends."""
         self.counts[name] += 1
         if self.counts[name] <= 3:
-            self.examples[name].append(where)
+            quoted = f" ({excerpt(example)})" if example and self.counts[name] == 1 else ""
+            self.examples[name].append(where + quoted)
 
     def __str__(self) -> str:
         """Say it in a line a finding."""
@@ -307,14 +313,14 @@ def report(
                 continue
             found.usable += 1
             for name in faults(row, longest):
-                found.add(name, where.removeprefix(own_name))
+                found.add(name, where.removeprefix(own_name), row)
             question = normalise(row.question)
             if question in held_back:
-                found.add("test question", where.removeprefix(own_name))
+                found.add("test question", where.removeprefix(own_name), row)
             digest = blake2b(question.encode(), digest_size=16).digest()
             bits = [int.from_bytes(digest[start : start + 4]) % FILTER for start in (0, 4, 8, 12)]
             if all(seen[bit >> 3] >> (bit & 7) & 1 for bit in bits):
-                found.add("question asked before", where.removeprefix(own_name))
+                found.add("question asked before", where.removeprefix(own_name), row)
             for bit in bits:
                 seen[bit >> 3] |= 1 << (bit & 7)
     except DataError as error:

@@ -3,7 +3,6 @@
 import html
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 from scipy.stats import norm
 
-from helpers.data import DataError
+from helpers.data import DataError, written_aside
 from helpers.evaluation import Interval, difference, interval
 
 FORMAT = "evaluation results, version 1"  # how the first line of a results file begins
@@ -90,12 +89,9 @@ def compare(name: str, table: pd.DataFrame, other: str, other_table: pd.DataFram
 
 def save_results(path: str | Path, name: str, table: pd.DataFrame) -> None:
     """Write a judged table as JSON Lines: what it is and whose, then an answer a line. It appears when it is complete."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     lines = [{"format": FORMAT, "model": name, "answers": len(table)}, *table.to_dict("records")]
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-    partial.replace(path)
+    with written_aside(path) as partial:
+        partial.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
 
 
 def load_results(path: str | Path) -> tuple[str, pd.DataFrame]:

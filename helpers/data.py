@@ -1,11 +1,13 @@
 """Data: question and answer rows, read from any common format, checked, and split without leaks."""
 
 import json
+import os
 import random
 import re
 import reprlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from math import inf
 from pathlib import Path
@@ -109,14 +111,26 @@ def sift(
     return examples, refused
 
 
+@contextmanager
+def written_aside(path: str | Path) -> Iterator[Path]:
+    """Give a path to write to; what is there at the end takes the place of `path`. A kill never leaves half a file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def write(path: str | Path, examples: Iterable[Example], layout: str = "question_answer") -> None:
     """Write examples as JSON Lines, in a form that `read` reads back unchanged.
 
-    In another of `formats.LAYOUTS`, such as "messages", only question and answer are kept.
+    In another of `formats.LAYOUTS`, such as "messages", only question and answer are kept. Until all are written, an older
+    file stays as it is.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="\n") as file:
+    with written_aside(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
         for example in examples:
             row = asdict(example) if layout == "question_answer" else arrange(example.question, example.answer, layout)
             file.write(json.dumps(row, ensure_ascii=False) + "\n")

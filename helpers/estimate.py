@@ -31,9 +31,9 @@ OPTIMISERS = {  # numbers kept a weight; and their bytes, or None: as wide as th
 }
 METHODS = ("full", "upper", "lora", "lora4")
 NF4 = 0.5 + 0.127 / 8  # bytes a weight: 4 bits, and 0.127 bits of constants for each: QLoRA, arXiv:2305.14314
-# Holes: what a process on a CPU holds beyond the tensors in use, as a share of those that come and go. The one constant
-# that was chosen by measuring: full (0.37) and LoRA (0.68), 16 rows of 64 tokens; notebook 07 tests it on other settings.
-HOLES = 0.5
+# Holes: what a process on a CPU holds beyond the tensors in use, as a share of those that come and go. The only constants
+# that were chosen by measuring, each on 16 rows of 64 tokens; notebook 07 tests them on other settings.
+HOLES = {"full": 0.36, "upper": 0.36, "lora": 0.66, "lora4": 0.66}
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def memory(shape: Shape, plan: Plan) -> dict[str, float]:
     if plan.pieces == 1:  # when the last gradients come, activations and logits are gone
         gradients = max(0, gradients - activations - logits)
     gathered = 2 * 2 * shape.linear * (plan.gpus > 1)  # two layers at a time are put together, in bfloat16
-    holes = 0 if plan.gpu else HOLES * (gradients + activations + logits)
+    holes = 0 if plan.gpu else HOLES[plan.method] * (gradients + activations + logits)
     terms = {
         "weights": weights / plan.gpus + gathered,
         "gradients": gradients / plan.gpus,

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import HTML, DisplayHandle, Image, display
 
-from helpers.data import ROOT
+from helpers.data import ROOT, written_aside
 
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#767676"
@@ -135,11 +135,8 @@ def claim(id: str, text: str, holds: bool, evidence: dict) -> None:
     saved = {name: asdict(value) if is_dataclass(value) else value for name, value in evidence.items()}
     shown = {name: f"{value:,.3g}" if isinstance(value, float) else str(value) for name, value in evidence.items()}
     record = {"id": id, "text": text, "holds": holds, "shown": shown, "evidence": saved}
-    path = build_folder() / "claims" / f"{id}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps(record, indent=1, default=float), encoding="utf-8")
-    partial.replace(path)
+    with written_aside(build_folder() / "claims" / f"{id}.json") as partial:
+        partial.write_text(json.dumps(record, indent=1, default=float), encoding="utf-8")
     color, mark, verdict = (GREEN, "☑", "holds in this run") if holds else (RED, "☐", "not in this run")
     rows = "".join(f"<li>{html.escape(name)}: <b>{html.escape(value)}</b></li>" for name, value in shown.items())
     box = (

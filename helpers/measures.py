@@ -10,7 +10,7 @@ import pandas as pd
 from scipy.stats import mannwhitneyu
 
 from helpers.data import Example, normalise
-from helpers.evaluation import Interval, contains_values, interval, is_refusal, wanted_values
+from helpers.evaluation import Interval, contains_values, interval, is_refusal, judge, wanted_values
 
 # Kinds of error, the most harmful first: what sounds sure and is not so comes before what is merely no use.
 ERRORS = (
@@ -62,17 +62,13 @@ def measure(examples: Sequence[Example], answers: Sequence[str]) -> pd.DataFrame
     """Measure each answer against its reference by every ruler: a table with one row each, from 0 (bad) to 1."""
     references = [example.answer for example in examples]
     pairs = list(zip(answers, references, strict=True))
-    value = [
-        contains_values(answer, values) if (values := wanted_values(example)) else is_refusal(answer)
-        for example, answer in zip(examples, answers, strict=True)
-    ]
     return pd.DataFrame(
         {
             "exact match": [float(exact_match(*pair)) for pair in pairs],
             "token F1": [token_f1(*pair) for pair in pairs],
             "ROUGE-L": [rouge_l(*pair) for pair in pairs],
             "similarity": similarity(answers, references),
-            "value match": np.asarray(value, dtype=float),
+            "value match": judge(examples, answers)["correct"].astype(float),
         }
     )
 

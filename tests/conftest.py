@@ -57,3 +57,14 @@ def tiny(embedded, tmp_path_factory):
     )
     model = AutoModelForCausalLM.from_config(config)
     return save_model(model, embedded[1], tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def shallow(embedded, tmp_path_factory):
+    """A folder with the first layers of the embedded model: it runs what the whole one runs, fast, and knows nothing."""
+    from helpers.models import save_model
+
+    model, tokenizer = copy.deepcopy(embedded[0]), embedded[1]
+    model.model.layers, model.config.num_hidden_layers = model.model.layers[:6], 6
+    model.model.norm.weight.data *= 0.2  # so few layers are sure of nonsense; a loss beyond guessing counts as exploded
+    return save_model(model, tokenizer, tmp_path_factory.mktemp("models") / "shallow")

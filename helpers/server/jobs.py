@@ -15,7 +15,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from helpers.data import DataError, Example, read, split, write
+from helpers.data import DataError, Example, read, split, write, written_aside
 
 KEPT = 500  # data sets, and jobs, that a server keeps; more are refused
 SECONDS = 6 * 3600.0  # of one job; it fails if it takes longer
@@ -28,10 +28,9 @@ DEFAULTS = {"learning_rate": 9e-4, "max_steps": 100, "gradient_accumulation_step
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write a file aside and rename it, so that a kill never leaves half of one."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    partial.replace(path)
+    """Write a file that others never see by half."""
+    with written_aside(path) as partial:
+        partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 def without_paths(text: str) -> str:
@@ -62,9 +61,7 @@ class Jobs:
     def add_data(self, examples: Sequence[Example]) -> str:
         """Keep a data set; return its id."""
         name = secrets.token_hex(6)
-        partial = self.folder / "data" / f"{name}.partial"
-        write(partial, examples)
-        partial.replace(partial.with_suffix(".jsonl"))
+        write(self.folder / "data" / f"{name}.jsonl", examples)
         self.data.add(name)
         return name
 

@@ -272,7 +272,8 @@ def test_a_report_counts_what_cannot_be_used_and_what_seems_wrong(tmp_path):
         "answer without an end": 1,
         "cannot be used": 1,
     }
-    assert found.examples["test question"] == ["line 1", "line 2"] and "line 8: this is not JSON" in str(found)
+    assert found.examples["test question"] == ["line 1 ('A fine question?' ... 'A fine answer.')", "line 2"]
+    assert "line 8: this is not JSON" in str(found) and "[PHONE]" in str(found) and "07700" not in str(found)
     assert "mine.jsonl: read as jsonl" in str(found) and "8 rows, 7 of them can be used" in str(found)
 
 

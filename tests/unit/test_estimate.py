@@ -92,7 +92,7 @@ def test_the_allocator_agrees_within_5_percent(embedded, method, pieces):
     assert beyond == pytest.approx(peak / GIB, rel=0.05)
 
 
-# Neither setting chose the constant: that was done on 16 rows of 64 tokens.
+# Neither setting chose the constants: that was done on 16 rows of 64 tokens.
 @pytest.mark.skipif(
     sys.platform != "linux" and not torch.cuda.is_available(), reason="only Linux lets a process forget its peak"
 )
