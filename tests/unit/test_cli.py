@@ -42,10 +42,11 @@ def test_train_reports_what_it_did(finetuned):
     assert "8 rows to train on, 8 held out" in said and "python -m helpers ask --model" in said
 
 
-def test_an_adapter_is_trained_killed_and_resumed_and_answers(finetuned):
+def test_an_adapter_is_trained_killed_and_resumed_and_answers(finetuned, shallow):
     folder, _, _ = finetuned
-    arguments = ["train", "--data", folder / "rows.jsonl", "--output", folder / "adapter", "--json", folder / "adapter.json"]
-    arguments += ["--lora-rank", 4, "--max-steps", 3, "--checkpoint-every", 1]
+    arguments = ["train", "--model", shallow, "--data", folder / "rows.jsonl"]
+    arguments += ["--output", folder / "adapter", "--json", folder / "adapter.json"]
+    arguments += ["--lora-rank", 4, "--max-steps", 8, "--epochs", 8, "--checkpoint-every", 1]
     command = [sys.executable, "-m", "helpers", *map(str, arguments)]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     while not list((folder / "adapter-checkpoints").glob("*.pt")) and process.poll() is None:
@@ -55,7 +56,7 @@ def test_an_adapter_is_trained_killed_and_resumed_and_answers(finetuned):
     done = helpers(*arguments)
     assert done.returncode == 0, done.stderr
     report = json.loads((folder / "adapter.json").read_text())
-    assert report["resumed_at"] >= 1 and len(report["losses"]) == 3
+    assert report["resumed_at"] >= 1 and len(report["losses"]) == 8
     assert not (folder / "adapter-checkpoints").exists()  # the run is complete
     assert {path.name for path in (folder / "adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
     assert helpers("ask", "--model", folder / "adapter", "Who are you?").stdout.strip()

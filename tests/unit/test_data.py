@@ -45,6 +45,20 @@ def test_write_then_read_gives_the_same(tmp_path):
     assert read(tmp_path / "rows.jsonl") == examples
 
 
+def test_an_interrupted_write_leaves_the_older_file(tmp_path):
+    path = tmp_path / "deep" / "rows.jsonl"
+    old = [Example("Old?", "Yes.")]
+    write(path, old)
+
+    def rows():
+        yield Example("New?", "Half.")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(path, rows())
+    assert read(path) == old and list(path.parent.iterdir()) == [path]
+
+
 def test_reads_bom_blank_lines_and_windows_newlines(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + line().encode() + b"\r\n\r\n" + line().encode() + b"\r\n")
