@@ -243,7 +243,7 @@ def load_from(hub, name, home, **more):
         "try:\n    model, _ = load_model(sys.argv[1], device='cpu')\n    print('LOADED', model.num_parameters())\n"
         "except ModelError as error:\n    print('ERROR', error)"
     )
-    settings = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "5", **more}
+    settings = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "2", **more}
     env = environment(HF_ENDPOINT=hub, HF_HOME=home, **settings)
     run = subprocess.run([sys.executable, "-c", code, name], env=env, capture_output=True, text=True, timeout=240)
     lines = [line for line in run.stdout.splitlines() if line.startswith(("LOADED", "ERROR"))]
