@@ -312,15 +312,16 @@ def report(
                 found.add("cannot be used", str(row).removeprefix(own_name))
                 continue
             found.usable += 1
+            place = where.removeprefix(own_name)
             for name in faults(row, longest):
-                found.add(name, where.removeprefix(own_name), row)
+                found.add(name, place, row)
             question = normalise(row.question)
             if question in held_back:
-                found.add("test question", where.removeprefix(own_name), row)
+                found.add("test question", place, row)
             digest = blake2b(question.encode(), digest_size=16).digest()
             bits = [int.from_bytes(digest[start : start + 4]) % FILTER for start in (0, 4, 8, 12)]
             if all(seen[bit >> 3] >> (bit & 7) & 1 for bit in bits):
-                found.add("question asked before", where.removeprefix(own_name), row)
+                found.add("question asked before", place, row)
             for bit in bits:
                 seen[bit >> 3] |= 1 << (bit & 7)
     except DataError as error:

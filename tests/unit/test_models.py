@@ -36,7 +36,7 @@ def test_the_embedded_model_is_whole(embedded):
     assert text == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
 
 
-def test_a_damaged_cache_is_mended_by_one_of_two_that_race(embedded, tmp_path):
+def test_a_damaged_cache_is_mended_by_one_of_two_that_race(tmp_path):
     """A first process is killed in the middle of mending it; two others start at once; both get a whole model."""
     whole = embedded_folder()
     folder = shutil.copytree(whole, tmp_path / whole.name)
