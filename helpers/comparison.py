@@ -2,16 +2,14 @@
 
 import html
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from scipy.stats import norm
 
 from helpers.data import DataError, written_aside
-from helpers.evaluation import Interval, difference, interval
+from helpers.evaluation import FEWEST, Interval, difference, interval, units_needed
 
 FORMAT = "evaluation results, version 1"  # how the first line of a results file begins
 _COLUMNS = ("id", "kind", "fact", "question", "answer", "expected", "correct")  # what each further line has to hold
@@ -28,26 +26,6 @@ caption {{ text-align: left; font-weight: bold }}
 """
 
 
-def spread(found: Interval) -> float:
-    """Compute how much single questions differ, as a standard deviation, from an interval and its number of questions.
-
-    Questions that rise and fall together, such as wordings of one fact, count for less; the spread is larger by that.
-    """
-    return (found.high - found.low) / (2 * norm.ppf(0.975)) * math.sqrt(found.count)
-
-
-def questions_needed(gap: float, spread: float, power: float = 0.8) -> int:
-    """Compute how many questions tell a difference of `gap` beyond chance (at 95%) with a probability of `power`.
-
-    spread: paired, two models on the same questions: the standard deviation of the differences;
-    unpaired, each on questions of its own: the root of the sum of both squared standard deviations, and that many for each.
-    Source: the two-sided z test for a mean, as in any textbook.
-    """
-    if gap == 0 or not 0 < power < 1:
-        raise ValueError(f"gap is {gap} and power is {power}. No number of questions tells a gap of 0, or is sure to tell.")
-    return math.ceil(((norm.ppf(0.975) + norm.ppf(power)) * spread / gap) ** 2)
-
-
 @dataclass(frozen=True)
 class Verdict:
     """Whether `name` is better than `other` on the same questions, and how sure that is."""
@@ -60,20 +38,27 @@ class Verdict:
     @property
     def word(self) -> str:
         """Say it in a word or two."""
-        return "better" if self.change.low > 0 else "worse" if self.change.high < 0 else "cannot tell"
+        return "better" if self.change.above() else "worse" if self.change.below() else "cannot tell"
 
     def __str__(self) -> str:
         """Say it in sentences."""
+        asked = f"{self.change.count} questions"
+        if self.change.units != self.change.count:
+            asked += f" about {self.change.units} things"
         if self.word != "cannot tell":
-            return f"{self.name} is {self.word} than {self.other}: {self.change} on {self.change.count} questions."
-        said = f"Cannot tell {self.name} from {self.other} with this many questions ({self.change.count}): {self.change}."
+            return f"{self.name} is {self.word} than {self.other}: {self.change} on {asked}."
+        if self.change.units < FEWEST:
+            return f"Too few questions to tell {self.name} from {self.other}: {asked}, and at least {FEWEST} are needed."
+        said = f"Cannot tell {self.name} from {self.other} with this many questions ({asked}): {self.change}."
         if not self.changed:
             return f"{said} Both get the same questions right."
         if self.change.mean:
-            needed = questions_needed(self.change.mean, spread(self.change))
-            return f"{said} If the difference is as it looks, about {needed:,} such questions would tell."
-        needed = questions_needed(0.05, spread(self.change))
-        return f"{said} A difference of 5 points would show with about {needed:,} such questions."
+            return f"{said} If the difference is as it looks, about {self._needed(self.change.mean):,} would tell."
+        return f"{said} A difference of 5 points would show with about {self._needed(0.05):,}."
+
+    def _needed(self, gap: float) -> int:
+        """Compute how many questions of this kind tell such a gap."""
+        return round(units_needed(gap, self.change.spread) * self.change.count / self.change.units)
 
 
 def compare(name: str, table: pd.DataFrame, other: str, other_table: pd.DataFrame) -> Verdict:

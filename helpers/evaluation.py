@@ -1,6 +1,7 @@
 """Evaluation: is an answer right, what does the model find likely, is a finetune better, and how sure are we."""
 
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.special import softmax
-from scipy.stats import binomtest
+from scipy.stats import norm, permutation_test, t
 
 from helpers.attention import flat_attention
 from helpers.data import DataError, Example, normalise
@@ -32,53 +33,163 @@ _REFUSAL = re.compile(
 _QUESTION, _CHOICE = "Question: {}\nAnswer:", " {}"
 
 
+FEWEST = 6  # units: with fewer, no outcome is rare enough by chance (2 of 2**5 signs is more than 5 in 100)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a measurement says of a sentence: it holds, it does not, or so little data cannot tell (None).
+
+    needed: how many units would tell in 8 of 10 runs, if things are as they look; None: nobody knows, or it is told.
+    """
+
+    holds: bool | None
+    needed: int | None = None
+
+    def __bool__(self) -> bool:
+        """Count only what holds as true."""
+        return self.holds is True
+
+    def __and__(self, other: "Outcome | bool") -> "Outcome":
+        """Join two conditions: one that fails decides, then one that cannot be told."""
+        other = other if isinstance(other, Outcome) else Outcome(bool(other))
+        holds = False if self.holds is False or other.holds is False else None if None in (self.holds, other.holds) else True
+        return Outcome(holds, max(self.needed or 0, other.needed or 0) or None if holds is None else None)
+
+    __rand__ = __and__
+
+
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its 95% confidence interval, and the number of values behind it."""
+    """A mean with its 95% confidence interval.
+
+    count: values behind it.  units: what was drawn independently, such as facts, each with several wordings.
+    unit: "%" for shares, which are written as percentages; else the name of the unit, such as "nats".
+    """
 
     mean: float
     low: float
     high: float
     count: int
+    units: int
+    unit: str = "%"
 
     def __str__(self) -> str:
-        """Write it as percentages."""
-        return f"{self.mean:.1%} ({self.low:.1%} to {self.high:.1%})"
+        """Write mean, low and high end."""
+        if self.unit == "%":
+            return f"{self.mean:.1%} ({self.low:.1%} to {self.high:.1%})"
+        digits = ".0f" if abs(self.mean) >= 100 else ".2f"
+        return f"{self.mean:{digits}} {self.unit} ({self.low:{digits}} to {self.high:{digits}})"
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the units, read from the interval's width."""
+        return (self.high - self.low) / 2 / t.ppf(0.975, max(1, self.units - 1)) * math.sqrt(self.units)
+
+    def above(self, bound: float = 0.0) -> Outcome:
+        """Tell whether the true mean lies above a bound: the whole interval does, none of it does, or it cannot be told."""
+        if self.units < FEWEST:
+            return Outcome(None)
+        if self.low > bound or self.high <= bound:
+            return Outcome(self.low > bound)
+        return Outcome(None, units_needed(self.mean - bound, self.spread) if self.mean > bound else None)
+
+    def below(self, bound: float = 0.0) -> Outcome:
+        """Tell whether the true mean lies below a bound; as `above`."""
+        return replace(self, mean=-self.mean, low=-self.high, high=-self.low).above(-bound)
 
 
-def interval(values: Sequence[float], groups: Sequence | None = None, samples: int = 2000, seed: int = 0) -> Interval:
-    """Compute a mean and its 95% bootstrap interval.
+def units_needed(gap: float, spread: float, power: float = 0.8) -> int:
+    """Compute how many units tell a difference of `gap` beyond chance (at 95%) with a probability of `power`.
 
-    groups: one label a value. Values of one group, such as wordings of one fact, rise and fall together, so whole
-    groups are redrawn; treating them as independent would make the interval too narrow. Without labels each value is
-    its own group.
-    When all values are 0, or all 1, redrawing cannot show any doubt; the Wilson interval of the groups stands in.
+    spread: paired, two models on the same units: the standard deviation of the differences;
+    unpaired, each on units of its own: the root of the sum of both squared standard deviations, and that many for each.
+    Source: the two-sided z test for a mean, as in any textbook.
     """
-    values = np.asarray(values, dtype=float)
+    if gap == 0 or not 0 < power < 1:
+        raise ValueError(f"gap is {gap} and power is {power}. No number of units tells a gap of 0, or is sure to tell.")
+    return max(FEWEST, math.ceil(((norm.ppf(0.975) + norm.ppf(power)) * spread / gap) ** 2))
+
+
+def _by_unit(values: np.ndarray, groups: Sequence | None) -> tuple[np.ndarray, np.ndarray]:
+    """Add up the values of each group, and count them: [units] and [units]. Without groups each value is its own."""
+    labels = np.unique(np.arange(len(values)) if groups is None else np.asarray(groups), return_inverse=True)[1]
+    return np.bincount(labels, weights=values), np.bincount(labels)
+
+
+def _mean_interval(values: np.ndarray, groups: Sequence | None, ends: tuple[float, float], unit: str) -> Interval:
+    """Compute the interval of a mean; `ends` are the least and the greatest that a share, or a difference of two, can be."""
     if not len(values):
         raise ValueError("There are no values to take an interval of. Check that the evaluation set is not empty.")
-    labels = np.unique(np.arange(len(values)) if groups is None else np.asarray(groups), return_inverse=True)[1]
-    sums, sizes = np.bincount(labels, weights=values), np.bincount(labels)
-    mean = values.mean()
-    if np.ptp(values) == 0 and mean in (0, 1):
-        ci = binomtest(int(mean * len(sizes)), len(sizes)).proportion_ci(method="wilson")
-        return Interval(mean, ci.low, ci.high, len(values))
-    drawn = np.random.default_rng(seed).integers(len(sizes), size=(samples, len(sizes)))
-    low, high = np.percentile(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1), [2.5, 97.5])
-    return Interval(mean, low, high, len(values))
+    sums, sizes = _by_unit(values, groups)
+    # a group of more values counts for more: its sum is compared with what the mean promises for its size
+    units = values.mean() + (sums - values.mean() * sizes) * len(sizes) / len(values)
+    if unit == "%":
+        if values.min() < ends[0] or values.max() > ends[1]:
+            raise ValueError(
+                f"Shares lie between 0 and 1; here is {values.min():.3g} to {values.max():.3g}. Name what it is: unit='nats'."
+            )
+        doubtful = np.append(units, ends)  # one unit more at each end: all or nothing in a sample is no certainty
+    else:
+        doubtful = units
+    reach = np.inf
+    if len(units) > 1 and np.ptp(doubtful) > 0:
+        reach = t.ppf(0.975, len(units) - 1) * doubtful.std(ddof=1) / math.sqrt(len(doubtful))
+    low, high = doubtful.mean() - reach, doubtful.mean() + reach
+    if unit == "%":
+        low, high = max(low, ends[0]), min(high, ends[1])
+    return Interval(float(values.mean()), float(low), float(high), len(values), len(units), unit)
 
 
-def difference(before: Sequence[float], after: Sequence[float], groups: Sequence | None = None, **options) -> Interval:
-    """Compute how much `after` lies above `before` on the same questions, with its paired bootstrap interval.
+def interval(values: Sequence[float], groups: Sequence | None = None, unit: str = "%") -> Interval:
+    """Compute a mean and its 95% interval.
 
-    It is above zero beyond chance when the interval's low end is.
+    groups: one label a value. Values of one group, such as wordings of one fact, rise and fall together, so the group is
+    the unit; treating them as independent would make the interval too narrow. Without labels each value is its own group.
+    unit: "%" for shares from 0 to 1, such as right or wrong; else what the values are, such as "nats" or "seconds".
+
+    Student's t interval over the units. For shares with one unit added at 0 and one at 1, so that it is wide enough for few
+    units and for rates near 0 or 1: between 6 and 80 units and rates from 2 to 98% it holds the true rate in at least 93 of
+    100 samples (simulated in the tests). Source: Agresti and Coull 1998, who add two at each end to a normal interval,
+    https://doi.org/10.1080/00031305.1998.10480550
+    """
+    return _mean_interval(np.asarray(values, dtype=float), groups, (0.0, 1.0), unit)
+
+
+def difference(before: Sequence[float], after: Sequence[float], groups: Sequence | None = None, unit: str = "%") -> Interval:
+    """Compute how much `after` lies above `before` on the same questions, with its paired 95% interval.
+
+    The interval is that of `interval` (for shares, one unit added at -1 and one at 1: Bonett and Price 2012,
+    https://doi.org/10.3102/1076998611411915). It excludes zero only where a sign-flip permutation test over the units
+    agrees (p below 0.05; all sign patterns where they are few): were both alike, each unit's difference could as well have
+    come out the other way round.
     """
     if len(before) != len(after):
         raise ValueError(f"{len(before)} values before and {len(after)} after cannot be paired. Use the same questions.")
-    found = interval(np.asarray(after, dtype=float) - np.asarray(before, dtype=float), groups, **options)
-    if found.mean == found.low == 0 < found.high:  # all alike: doubt on both sides
-        return replace(found, low=-found.high)
+    before, after = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
+    found = _mean_interval(after - before, groups, (-1.0, 1.0), unit)
+    if (found.low > 0 or found.high < 0) and sign_flip_p(_by_unit(after - before, groups)[0]) >= 0.05:
+        return replace(found, low=min(found.low, 0.0), high=max(found.high, 0.0))
     return found
+
+
+def sign_flip_p(differences: Sequence[float]) -> float:
+    """Test whether paired differences, one a unit, could as well have the other sign: the two-sided p value.
+
+    Exact where up to 13 units differ, from 9,999 sign patterns drawn at random where more do.
+    """
+    differences = np.asarray(differences, dtype=float)
+    differences = differences[differences != 0]  # these have no sign
+    if len(differences) < 2:
+        return 1.0
+    return permutation_test(
+        (differences, np.zeros_like(differences)),
+        lambda one, other, axis: (one - other).mean(axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=9999,
+        rng=np.random.default_rng(0),
+    ).pvalue
 
 
 def contains_values(answer: str, values: Sequence[str]) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 from IPython.display import HTML, DisplayHandle, Image, display
 
 from helpers.data import ROOT, written_aside
+from helpers.evaluation import Outcome
 
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#767676"
@@ -124,20 +125,32 @@ def compare_bars(ax, groups: dict[str, dict], ylabel: str) -> None:
     ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=len(groups))
 
 
-def claim(id: str, text: str, holds: bool, evidence: dict) -> None:
+# What the box of a claim shows, by its outcome: colour, mark and words.
+OUTCOMES = {
+    True: (GREEN, "☑", "holds in this run"),
+    False: (RED, "☐", "does not hold in this run"),
+    None: (GREY, "?", "this run cannot tell"),
+}
+
+
+def claim(id: str, text: str, holds: Outcome | bool, evidence: dict) -> None:
     """Show whether a claim held in this run, with what was measured, and save it for the table at the end of the course.
 
-    id: the claim's number, such as "C03".  evidence: name → measurement (an Interval, a number or a text).
+    id: the claim's number, such as "C03".
+    holds: what the measurement says, as `difference(...).above(0)` does; True or False for what is sure without a sample.
+    evidence: name → measurement (an Interval, a number or a text).
     """
-    holds = bool(holds)
+    outcome = holds if isinstance(holds, Outcome) else Outcome(bool(holds))
     if not evidence:
         raise ValueError(f"{id}: a claim needs evidence. Pass what was measured, as evidence={{name: value}}.")
+    if outcome.needed:
+        evidence = {**evidence, "would tell, if it is as it looks": f"about {outcome.needed:,} instead of so few"}
     saved = {name: asdict(value) if is_dataclass(value) else value for name, value in evidence.items()}
     shown = {name: f"{value:,.3g}" if isinstance(value, float) else str(value) for name, value in evidence.items()}
-    record = {"id": id, "text": text, "holds": holds, "shown": shown, "evidence": saved}
+    record = {"id": id, "text": text, "holds": outcome.holds, "shown": shown, "evidence": saved}
     with written_aside(build_folder() / "claims" / f"{id}.json") as partial:
         partial.write_text(json.dumps(record, indent=1, default=float), encoding="utf-8")
-    color, mark, verdict = (GREEN, "☑", "holds in this run") if holds else (RED, "☐", "not in this run")
+    color, mark, verdict = OUTCOMES[outcome.holds]
     rows = "".join(f"<li>{html.escape(name)}: <b>{html.escape(value)}</b></li>" for name, value in shown.items())
     box = (
         f'<div style="border-left: 6px solid {color}; padding: 0.4em 1em; margin: 0.5em 0; font-size: 1.05em">'

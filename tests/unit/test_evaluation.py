@@ -1,17 +1,13 @@
 import numpy as np
 import pytest
-from scipy.stats import bootstrap
 
 from helpers.data import DATA, DataError, Example, read
 from helpers.evaluation import (
     Choice,
-    Interval,
     choose,
     consistent,
     contains_values,
-    difference,
     evaluate,
-    interval,
     is_refusal,
     judge,
     log_likelihoods,
@@ -61,55 +57,6 @@ def test_contains_values(answer, values, right):
 )
 def test_is_refusal(answer, refusal):
     assert is_refusal(answer) is refusal
-
-
-def test_interval_agrees_with_scipy():
-    values = np.random.default_rng(1).random(200)
-    ours = interval(values)
-    theirs = bootstrap((values,), np.mean, method="percentile", rng=2).confidence_interval
-    assert ours.mean == pytest.approx(values.mean()) and ours.count == 200
-    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.01)
-    assert interval(values) == ours  # the same every time
-
-
-def test_interval_covers_the_truth_about_95_times_in_100():
-    rng = np.random.default_rng(0)
-    hits = 0
-    for _ in range(300):
-        facts = rng.random(80) < 0.7  # each fact is known or not, and asked three times
-        found = interval(np.repeat(facts, 3), np.repeat(np.arange(80), 3), samples=500)
-        hits += found.low <= 0.7 <= found.high
-    assert 0.90 <= hits / 300 <= 0.99
-
-
-def test_wordings_of_one_fact_are_not_independent():
-    facts = np.random.default_rng(3).random(40) < 0.5
-    values, groups = np.repeat(facts, 3), np.repeat(np.arange(40), 3)
-    grouped, alone = interval(values, groups), interval(values)
-    assert grouped.high - grouped.low > 1.4 * (alone.high - alone.low)
-
-
-def test_interval_of_a_perfect_score_still_has_doubt():
-    found = interval([1] * 20)
-    assert (found.mean, found.high) == (1.0, 1.0) and 0.8 < found.low < 0.9
-    assert interval([0] * 20).high == pytest.approx(1 - found.low)
-    assert interval([True] * 60, np.repeat(np.arange(20), 3)) == Interval(1.0, found.low, 1.0, 60)
-    assert str(interval([0.5, 0.5])) == "50.0% (50.0% to 50.0%)"
-
-
-def test_difference_is_paired():
-    rng = np.random.default_rng(4)
-    hard = rng.random(200)
-    before, after = hard < 0.5, hard < 0.6  # after answers all that before did, and a tenth more
-    paired = difference(before, after)
-    assert paired.mean == pytest.approx(after.mean() - before.mean()) and paired.low > 0
-    assert paired.high - paired.low < interval(after).high - interval(after).low
-    alike = difference(before, before)
-    assert alike.mean == 0 and alike.low == -alike.high < 0
-    with pytest.raises(ValueError, match="cannot be paired"):
-        difference([1, 2], [1])
-    with pytest.raises(ValueError, match="no values"):
-        interval([])
 
 
 FACT = Example("Q1?", "It costs 59 euros.", "a/1", "fact", ("a",), ("59 euros",))

@@ -5,7 +5,7 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 
-from helpers.evaluation import interval
+from helpers.evaluation import difference, interval
 from helpers.lesson import LivePlot, build_folder, claim, claims, compare_bars, say, show
 from helpers.training import History
 
@@ -16,7 +16,7 @@ def test_a_claim_shows_its_box_and_is_saved():
     with capture_output() as shown:
         claim("C03", "Answers are <more> consistent", True, {"before": interval([0, 1, 0, 0]), "steps": 3, "loss": 0.12345})
     page = shown.outputs[0].data["text/html"]
-    assert "C03: holds in this run" in page and "&lt;more&gt;" in page and "25.0% (0.0% to 75.0%)" in page and "0.123" in page
+    assert "C03: holds in this run" in page and "&lt;more&gt;" in page and "25.0% (0.0% to" in page and "0.123" in page
     assert "☑ C03" in shown.outputs[0].data["text/plain"]
     saved = json.loads((build_folder() / "claims" / "C03.json").read_text())
     assert saved["holds"] is True and saved["text"] == "Answers are <more> consistent"
@@ -27,12 +27,23 @@ def test_a_claim_that_fails_says_so_and_the_latest_run_counts():
     for holds in (True, False):
         with capture_output() as shown:
             claim("C04", "Fewer hallucinations", holds, {"difference": 0.1})
-    assert "☐ C04: not in this run" in shown.outputs[0].data["text/html"]
+    assert "☐ C04: does not hold in this run" in shown.outputs[0].data["text/html"]
     with capture_output():
         claim("C02", "Learns", True, {"n": 1})
     assert [(saved["id"], saved["holds"]) for saved in claims()] == [("C02", True), ("C04", False)]
     assert claims(since=4e9) == []
     assert not list((build_folder() / "claims").glob("*partial*"))
+
+
+def test_a_claim_that_cannot_be_told_is_neither_and_says_how_many_would_tell():
+    change = difference([0] * 20, [1] * 4 + [0] * 16)
+    with capture_output() as shown:
+        claim("C05", "Better", change.above(), {"difference": change})
+    assert "? C05: this run cannot tell" in shown.outputs[0].data["text/html"]
+    needed = f"about {change.above().needed} instead of so few"
+    assert needed in shown.outputs[0].data["text/plain"]
+    saved = json.loads((build_folder() / "claims" / "C05.json").read_text())
+    assert saved["holds"] is None and saved["shown"]["would tell, if it is as it looks"] == needed
 
 
 def test_a_claim_without_evidence_is_refused():
