@@ -150,6 +150,11 @@ def normalise(text: str) -> str:
     return re.sub(r"[\W_]+", " ", text.lower()).strip()
 
 
+def draw(purpose: str, seed: int = 0) -> random.Random:
+    """Make the random numbers for one purpose, such as "tested facts": two purposes never share a draw by accident."""
+    return random.Random(f"{purpose}/{seed}")
+
+
 def leaks(train: Iterable[Example], test: Iterable[Example]) -> list[Example]:
     """Return the test examples whose question stands in training, after normalising both."""
     seen = {normalise(example.question) for example in train}

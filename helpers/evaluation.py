@@ -5,6 +5,8 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import and_
 from pathlib import Path
 
 import numpy as np
@@ -53,10 +55,14 @@ class Outcome:
     def __and__(self, other: "Outcome | bool") -> "Outcome":
         """Join two conditions: one that fails decides, then one that cannot be told."""
         other = other if isinstance(other, Outcome) else Outcome(bool(other))
-        holds = False if self.holds is False or other.holds is False else None if None in (self.holds, other.holds) else True
-        return Outcome(holds, max(self.needed or 0, other.needed or 0) or None if holds is None else None)
+        both = (self.holds, other.holds)
+        needed = max(self.needed or 0, other.needed or 0) or None
+        return Outcome(False) if False in both else Outcome(None, needed) if None in both else Outcome(True)
 
-    __rand__ = __and__
+    def __or__(self, other: "Outcome") -> "Outcome":
+        """Ask for one of two conditions: one that holds decides, then one that cannot be told."""
+        both = (self.holds, other.holds)
+        return Outcome(True) if True in both else Outcome(None) if None in both else Outcome(False)
 
 
 @dataclass(frozen=True)
@@ -171,6 +177,23 @@ def difference(before: Sequence[float], after: Sequence[float], groups: Sequence
     if (found.low > 0 or found.high < 0) and sign_flip_p(_by_unit(after - before, groups)[0]) >= 0.05:
         return replace(found, low=min(found.low, 0.0), high=max(found.high, 0.0))
     return found
+
+
+def unpaired_difference(before: Interval, after: Interval) -> Interval:
+    """Compute how much `after` lies above `before` when the two were measured on different units.
+
+    The distances to the ends are squared and added. Source: Newcombe 1998, Interval estimation for the difference between
+    independent proportions, Statistics in Medicine 17, method 10.
+    """
+    gap = after.mean - before.mean
+    low = gap - math.hypot(after.mean - after.low, before.high - before.mean)
+    high = gap + math.hypot(after.high - after.mean, before.mean - before.low)
+    return Interval(gap, low, high, before.count + after.count, min(before.units, after.units), after.unit)
+
+
+def every(*outcomes: Outcome | bool) -> Outcome:
+    """Join several conditions of one sentence, all of which have to hold; see `Outcome`."""
+    return reduce(and_, outcomes, Outcome(True))
 
 
 def sign_flip_p(differences: Sequence[float]) -> float:

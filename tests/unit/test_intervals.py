@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from scipy.stats import binom, norm, ttest_1samp
 
-from helpers.evaluation import Interval, Outcome, difference, interval, sign_flip_p, units_needed
+from helpers.evaluation import (
+    Interval,
+    Outcome,
+    difference,
+    every,
+    interval,
+    sign_flip_p,
+    units_needed,
+    unpaired_difference,
+)
 
 SIZES = (6, 7, 8, 10, 12, 16, 24, 40, 60, 80)
 
@@ -144,7 +153,8 @@ def test_what_is_no_share_has_a_unit_and_students_interval():
 def test_outcomes_join():
     holds, fails, open_ = Outcome(True), Outcome(False), Outcome(None, 40)
     assert (holds & True, holds & False, holds & fails) == (holds, fails, fails)
-    assert holds & open_ == True & open_ == open_ and open_ & fails == fails  # what fails needs no more units
+    assert holds & open_ == open_ & True == open_ and open_ & fails == fails  # what fails needs no more units
+    assert (holds | open_, fails | open_, fails | fails) == (holds, Outcome(None), fails)
     assert (open_ & Outcome(None, 90)).needed == 90
     assert [bool(outcome) for outcome in (holds, fails, open_)] == [True, False, False]
 
@@ -191,3 +201,15 @@ def test_the_spread_of_an_interval_is_that_of_its_units():
         units_needed(0, 1.0)
     with pytest.raises(ValueError, match="No number of units"):
         units_needed(0.1, 1.0, power=1.0)
+
+
+def test_an_unpaired_difference_holds_the_true_one():
+    rng, covered = np.random.default_rng(6), []
+    for units in (6, 12, 40):
+        for one, other in ((0.1, 0.1), (0.5, 0.5), (0.2, 0.6), (0.02, 0.9)):
+            found = [
+                unpaired_difference(interval(rng.random(units) < one), interval(rng.random(units) < other)) for _ in range(400)
+            ]
+            covered.append(np.mean([i.low <= other - one <= i.high for i in found]))
+    assert min(covered) >= 0.93
+    assert every(True, found[0].above(), Outcome(None)).holds is None and every().holds is True
