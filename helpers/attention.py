@@ -67,8 +67,8 @@ AttentionInterface.register("after_prefix", attention_after_prefix)
 
 
 @contextmanager
-def _attention(model, name: str) -> Iterator[None]:
-    """Let the model use another attention for a while."""
+def other_attention(model, name: str) -> Iterator[None]:
+    """Let the model use the attention of this name for a while."""
     usual = model.config._attn_implementation
     model.set_attn_implementation(name)
     try:
@@ -79,9 +79,9 @@ def _attention(model, name: str) -> Iterator[None]:
 
 def flat_attention(model) -> AbstractContextManager[None]:
     """Let the model read flat batches; its own attention comes back afterwards."""
-    return _attention(model, "per_row")
+    return other_attention(model, "per_row")
 
 
 def prefix_attention(model) -> AbstractContextManager[None]:
     """Let the model read rows after a prefix that they share; its own attention comes back afterwards."""
-    return _attention(model, "after_prefix")
+    return other_attention(model, "after_prefix")

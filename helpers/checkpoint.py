@@ -1,11 +1,9 @@
 """Checkpoints: everything a finetune needs to go on after a kill as if nothing had happened."""
 
 import contextlib
-import hashlib
-import json
 import os
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,9 +16,12 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from helpers.cache import digest, tensors_digest
 from helpers.tokenization import Row
 
 KEPT = 2  # checkpoints that stay; should the newest be damaged, the one before is still there
+NO_RESULT = ("checkpoint_every", "micro_batch_tokens", "gradient_checkpointing")  # settings that change no result
+STRUCTURE, START = "the model", "the starting weights"
 
 
 class CheckpointError(RuntimeError):
@@ -45,23 +46,35 @@ def put_weights(model, weights: dict[str, torch.Tensor]) -> None:
     set_model_state_dict(model, weights, options=_options())
 
 
+def _learning(model) -> dict[str, torch.Tensor]:
+    """List the weights that learn, by the names they have without a wrapper for several processes."""
+    return {name.removeprefix("module."): weight for name, weight in model.named_parameters() if weight.requires_grad}
+
+
 def fingerprint(model, rows: Sequence[Row], held_out: Sequence[Row], settings: dict) -> dict[str, str]:
-    """Describe what decides a run: its settings, its data, and the weights that it does not change."""
+    """Describe what decides a run: its settings, its data, the model as it is built, and the weights that it starts from.
 
-    def digest(parts: Iterable[bytes]) -> str:
-        total = hashlib.sha256()
-        for part in parts:
-            total.update(part)
-        return total.hexdigest()
-
-    frozen = (p.detach().double().sum().item() for p in model.parameters() if not p.requires_grad)
-    shapes = [(name, list(p.shape), p.requires_grad) for name, p in model.named_parameters()]
+    Left out is what changes the last bits of a result at most: how much is computed at once, the number of processes,
+    the versions of the libraries.
+    """
+    learning = _learning(model)
+    fixed = {name: weight for name, weight in model.named_parameters() if name not in learning} | dict(model.named_buffers())
     return {
-        **{name: str(value) for name, value in settings.items()},
-        "the training data": digest(str((row.ids, row.labels)).encode() for row in rows),
-        "the held-out data": digest(str((row.ids, row.labels)).encode() for row in held_out),
-        "the model": digest([json.dumps(shapes).encode(), json.dumps(list(frozen)).encode()]),
+        **{name: str(value) for name, value in settings.items() if name not in NO_RESULT},
+        "the training data": digest(*rows),
+        "the held-out data": digest(*held_out),
+        STRUCTURE: digest(str(model), str(model.config.to_diff_dict()), sorted(learning), tensors_digest(fixed)),
+        START: tensors_digest(learning),
     }
+
+
+def _changed(theirs: dict[str, str], run: dict[str, str], name: str) -> str:
+    """Say that something differs from the run of a checkpoint, and how to go on with that run."""
+    if name in (STRUCTURE, START):
+        return f"{name} {'was' if name == STRUCTURE else 'were'} different. Load that model anew to go on"
+    if name.startswith("the "):
+        return f"{name} was different. Give it that data again to go on"
+    return f"{name} was {theirs.get(name)} (now {run[name]}). Set it back to go on"
 
 
 def _files(folder: Path) -> list[Path]:
@@ -104,9 +117,11 @@ def save(folder: str | Path, model, optimizer, run: dict[str, str], progress: di
         old.unlink()
 
 
-def resume(folder: str | Path, model, optimizer, run: dict[str, str]) -> dict | None:
-    """Bring model, optimizer and random numbers to the newest checkpoint of this very run; return its progress.
+def resume(folder: str | Path, model, optimizer, run: dict[str, str]) -> tuple[dict, dict[str, str]] | None:
+    """Bring model, optimizer and random numbers to the newest checkpoint of this very run; return its progress, and its run.
 
+    run: the fingerprint. The model may hold the weights the run started from, or those the checkpoint has anyway, as it
+    does after Ctrl-C or at the end of the run.
     None when the folder has no checkpoint. Raises CheckpointError when the newest is damaged or belongs to another run.
     """
     files = _files(Path(folder))
@@ -123,12 +138,17 @@ def resume(folder: str | Path, model, optimizer, run: dict[str, str]) -> dict | 
         older = f"the run then goes on from {files[-2].name}" if len(files) > 1 else "the run then starts again"
         reason = f"{type(error).__name__}: {error}".split("\n")[0][:120]
         raise CheckpointError(f"{path}: cannot be read as a checkpoint ({reason}). Delete it; {older}.") from error
-    if changed := [name for name in run if theirs.get(name) != run[name]]:
+    changed = [name for name in run if theirs.get(name) != run[name]]
+    if changed == [START]:
+        for known in filter(None, (state["weights"], progress["best"])):
+            if tensors_digest({name: known[name] for name in _learning(model)}) == run[START]:
+                changed = []
+    if changed:
         raise CheckpointError(
-            f"{path}: belongs to a run in which {changed[0]} was different. "
-            "Set it back to go on, or choose another folder (or delete this one) to start anew."
+            f"{path}: belongs to a run in which {_changed(theirs, run, changed[0])}, "
+            "or choose another folder (or delete this one) to start anew."
         )
     set_model_state_dict(model, state["weights"], options=_options())
     set_optimizer_state_dict(model, optimizer, state["optimizer"], options=_options())
     torch.set_rng_state(state["random"])
-    return progress
+    return progress, theirs

@@ -5,6 +5,8 @@ Source: Hu et al. 2021, LoRA: Low-Rank Adaptation of Large Language Models, http
 
 import json
 import math
+import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,12 +20,21 @@ from helpers.models import EMBEDDED, ModelError, load_model, replace_folder
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # all of a Llama-like layer
 PREFIX = "base_model.model."  # what PEFT puts before the name of a module
+# Of a PEFT config: what is heeded here, or says only how the adapter was made. Any other field has to be empty.
+PLAIN_FIELDS = {
+    *("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"),
+    *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_dropout", "bias", "init_lora_weights"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "eva_config"),
+    *("megatron_core", "qalora_group_size"),  # details of what other fields switch on
+}
+PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")  # other ways to draw A and B change the base as well
 
 
 class LoRALinear(nn.Module):
     """A frozen linear layer with a trainable detour: y = W x + (alpha / rank) B A x.
 
     A is [rank, in], drawn at random; B is [out, rank], zero at first, so that nothing changes until it learns.
+    Both are float32 beside a base of any kind; the result is of the kind that the base gives.
     """
 
     def __init__(self, base: nn.Linear, rank: int, scale: float):
@@ -39,7 +50,15 @@ class LoRALinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map [..., in] to [..., out]."""
         y = self.base(x)
-        return y + self.lora_B(self.lora_A(x) * self.scale) if self.enabled else y
+        if not self.enabled:
+            return y
+        if not torch.is_autocast_enabled(x.device.type):  # which casts by itself
+            x = x.to(self.lora_A.weight.dtype)
+        return (y + self.lora_B(self.lora_A(x) * self.scale)).to(y.dtype)
+
+    def extra_repr(self) -> str:
+        """Show the scale, too, where the model is printed."""
+        return f"scale={self.scale:g}"
 
 
 def layers(model: nn.Module) -> dict[str, LoRALinear]:
@@ -100,9 +119,18 @@ def remove(model: nn.Module) -> None:
 
 @torch.no_grad()
 def merge(model: nn.Module) -> None:
-    """Add each detour to the matrix beside it, W + (alpha / rank) B A: the same answers, at no cost when it runs."""
+    """Add each detour to the matrix beside it, W + (alpha / rank) B A: the same answers, at no cost when it runs.
+
+    Raises ModelError when a matrix serves elsewhere, too, as a head that is tied to the embeddings does.
+    """
+    uses = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
+    for name, layer in layers(model).items():
+        if uses[id(layer.base.weight)] > 1:
+            raise ModelError(f"{name} shares its weights with another layer, which merging would change. Keep the adapter.")
     for layer in layers(model).values():
-        layer.base.weight += (layer.lora_B.weight @ layer.lora_A.weight * layer.scale).to(layer.base.weight.dtype)
+        weight = layer.base.weight
+        detour = layer.lora_B.weight.float() @ layer.lora_A.weight.float() * layer.scale
+        weight.copy_(weight.float() + detour)  # rounded once
     remove(model)
 
 
@@ -111,17 +139,22 @@ def save(model: nn.Module, folder: str | Path) -> Path:
     adapters = layers(model)
     if not adapters:
         raise ValueError("This model has no adapter to save. Call add first, or save_model for the whole model.")
-    first = next(iter(adapters.values()))
-    rank = first.lora_A.out_features
+    ranks = {name: layer.lora_A.out_features for name, layer in adapters.items()}
+    alphas = {name: layer.scale * ranks[name] for name, layer in adapters.items()}
+    rank, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
+    plain = {name.rpartition(".")[2] for name in _linear(model) if name not in adapters}
+    targets = {name.rpartition(".")[2] for name in adapters}
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": model.config.name_or_path or None,
         "r": rank,
-        "lora_alpha": first.scale * rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {f"^{re.escape(name)}": other for name, other in ranks.items() if other != rank},
+        "alpha_pattern": {f"^{re.escape(name)}": other for name, other in alphas.items() if other != alpha},
         "lora_dropout": 0.0,
         "bias": "none",
-        "target_modules": sorted({name.rpartition(".")[2] for name in adapters}),
+        "target_modules": sorted(adapters if targets & plain else targets),  # the last parts of names, if they say it all
         "inference_mode": True,
     }
     tensors = {
@@ -135,15 +168,40 @@ def save(model: nn.Module, folder: str | Path) -> Path:
     return Path(folder)
 
 
+def _linear(model: nn.Module) -> dict[str, nn.Linear]:
+    """List the model's own linear layers, with or without an adapter, by name."""
+    adapters = layers(model)
+    inside = {part for layer in adapters.values() for part in layer.children()}
+    plain = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and m not in inside}
+    return plain | {name: layer.base for name, layer in adapters.items()}
+
+
+def _of_layer(pattern: dict[str, float] | None, name: str, usual: float) -> float:
+    """Look up a layer's own rank or alpha as PEFT does: by the end of its name, a regular expression; the first one counts."""
+    return next((value for key, value in (pattern or {}).items() if re.match(rf"(.*\.)?({key})$", name)), usual)
+
+
 def _read(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
     """Read an adapter's config and tensors, or say what is wrong with it."""
+    path = folder / "adapter_config.json"
     try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
         tensors = load_file(folder / "adapter_model.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(f"{folder}: cannot be read as an adapter ({error}). Save or download it again.") from error
-    if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("modules_to_save"):
-        raise ModelError(f"{folder}: is not a plain LoRA adapter. Load it with peft, merge it there, and save the model.")
+        for key in (*(config.get("rank_pattern") or {}), *(config.get("alpha_pattern") or {})):
+            re.compile(key)
+        if not (config["r"] > 0 and math.isfinite(config["lora_alpha"])):
+            raise ValueError("its r and lora_alpha have to be numbers")
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, re.error, SafetensorError) as error:
+        reason = f"{type(error).__name__}: {error}".split("\n")[0]
+        raise ModelError(f"{folder}: cannot be read as an adapter ({reason}). Save or download it again.") from error
+    plain = {"peft_type": ("LORA",), "bias": (None, "none"), "init_lora_weights": (None, *PLAIN_STARTS)}
+    odd = [name for name, allowed in plain.items() if config.get(name) not in allowed]
+    odd += [name for name, value in config.items() if value and name not in PLAIN_FIELDS]
+    if odd:
+        raise ModelError(
+            f"{path}: {odd[0]} is {json.dumps(config.get(odd[0]))[:80]}, so it is not a plain LoRA adapter. "
+            "Load it with peft, merge it there, and save the model."
+        )
     odd = [name for name in tensors if not name.startswith(PREFIX) or name.split(".")[-2] not in ("lora_A", "lora_B")]
     if odd or not tensors:
         raise ModelError(f"{folder}: holds {odd[0] if odd else 'no tensors'}, which LoRA does not have. Save it again.")
@@ -158,16 +216,17 @@ def load(model: nn.Module, folder: str | Path) -> None:
     """
     folder = Path(folder)
     config, tensors = _read(folder)
-    linear = {name: layer.base for name, layer in layers(model).items()}
-    linear |= {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    linear = _linear(model)
     made: dict[str, LoRALinear] = {}
     for name in sorted({key.removeprefix(PREFIX).rsplit(".", 2)[0] for key in tensors}):
         a, b = (tensors.get(f"{PREFIX}{name}.{part}.weight") for part in ("lora_A", "lora_B"))
         base = linear.get(name)
         if base is None or a is None or b is None or (a.shape[1], b.shape[0]) != (base.in_features, base.out_features):
             raise ModelError(f"{folder}: its {name} does not fit this model. Load the model it was trained on.")
-        rank = len(a)
-        alpha = config.get("alpha_pattern", {}).get(name, config["lora_alpha"])
+        rank = _of_layer(config.get("rank_pattern"), name, config["r"])
+        alpha = _of_layer(config.get("alpha_pattern"), name, config["lora_alpha"])
+        if not len(a) == b.shape[1] == rank:
+            raise ModelError(f"{folder}: its {name} has rank {len(a)}, and its config says {rank}. Save or download it again.")
         layer = LoRALinear(base, rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
         layer.lora_A.weight.copy_(a)
         layer.lora_B.weight.copy_(b)

@@ -6,8 +6,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
@@ -51,22 +51,30 @@ def pick_dtype(device: torch.device) -> torch.dtype:
 
 
 @contextmanager
-def frozen_in(model, dtype: torch.dtype) -> Iterator[None]:
+def frozen_in(model, dtype: torch.dtype) -> Iterator[Callable[[], AbstractContextManager[None]]]:
     """Hold the linear weights that do not learn in `dtype` for a while, so that no step has to cast them again.
 
     Tied weights stay as they are: as embeddings they are looked up, not multiplied.
+    Yields `whole`: inside, `with whole():` has the weights as they were. It casts nothing, so it costs nothing.
     """
     tied = model.get_input_embeddings().weight
     linear = [module.weight for module in model.modules() if isinstance(module, torch.nn.Linear)]
     frozen = [weight for weight in linear if not weight.requires_grad and weight is not tied]
-    whole = [weight.data for weight in frozen]
-    for weight in frozen:
-        weight.data = weight.data.to(dtype)
-    try:
-        yield
-    finally:
-        for weight, data in zip(frozen, whole, strict=True):
+    original = [weight.data for weight in frozen]
+    cast = [data.to(dtype) for data in original]
+
+    @contextmanager
+    def holding(inside: list[torch.Tensor], afterwards: list[torch.Tensor]) -> Iterator[None]:
+        for weight, data in zip(frozen, inside, strict=True):
             weight.data = data
+        try:
+            yield
+        finally:
+            for weight, data in zip(frozen, afterwards, strict=True):
+                weight.data = data
+
+    with holding(cast, afterwards=original):
+        yield lambda: holding(original, afterwards=cast)
 
 
 def cache_folder() -> Path:

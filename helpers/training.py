@@ -4,8 +4,8 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from helpers import checkpoint
-from helpers.attention import flat_attention
+from helpers.attention import flat_attention, other_attention
 from helpers.estimate import layers_of, training_flops
 from helpers.models import frozen_in, pick_dtype
 from helpers.process import explain_lack_of_memory, keep_freed_memory, peak_memory, processes, stop_between_steps
@@ -182,6 +182,21 @@ def recomputing(model, wanted: bool) -> Iterator[None]:
             model.activation_checkpointing_disable()
 
 
+@contextmanager
+def usable(model, attention: str, whole: AbstractContextManager[None]) -> Iterator[None]:
+    """Bring a model in training back to its usual state for a while, so that it can be asked and saved (3 ms).
+
+    attention: the name of its usual one.  whole: gives it its frozen weights in full precision.
+    The random numbers that training draws afterwards are the same, whatever is drawn meanwhile.
+    """
+    with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []), whole, other_attention(model, attention):
+        model.eval()
+        try:
+            yield
+        finally:
+            model.train()
+
+
 def check_rows(model, rows: Sequence[Row]) -> None:
     """Refuse rows that cannot be learnt from: none, none with a label, or one longer than the model can read."""
     if not any(row.supervised for row in rows):
@@ -206,9 +221,11 @@ def train(
     """Finetune `model`, in place, on `rows`: whatever of it learns, that is every weight, the upper layers, or adapters.
 
     held_out: rows never trained on; their loss is taken every `config.evaluate_every` steps and at the end.
-    on_step: called after each step with the history so far, for a live plot.
-    folder: for checkpoints; when it holds one of this very run, the run goes on from there.
-    Under `accelerate launch` several processes share each batch, and the result is that of one.
+    on_step: called after each step with the history so far, for a live plot. While it runs, `model` can be asked and saved
+        (`generate`, `held_out_loss`, `save_model`, `lora.save`), and the run goes on as if it had not been.
+    folder: for checkpoints; when it holds one of this very run, the run goes on from there. The model is the one that the
+        run began with, loaded anew, or as Ctrl-C has left it.
+    Under `accelerate launch` several processes share each batch, and the result is that of one. Each calls `on_step`.
 
     Returns the history. Raises ValueError when there is nothing to learn from, FloatingPointError when the loss explodes,
     MemoryError, CheckpointError. Ctrl-C stops between two steps, after a checkpoint, and leaves the model usable.
@@ -225,13 +242,15 @@ def train(
     with ExitStack() as stack:
         stack.enter_context(keep_freed_memory())
         stack.enter_context(only_upper_layers(model, config.upper_layers))
-        run = checkpoint.fingerprint(model, rows, held_out, asdict(replace(config, checkpoint_every=1))) if folder else {}
-        if world == 1:  # several may cut the weights into shares, which have to be of one kind
-            stack.enter_context(frozen_in(model, dtype))
+        run = checkpoint.fingerprint(model, rows, held_out, {**asdict(config), "dtype": dtype}) if folder else {}
+        # several processes may cut the weights into shares, which have to be of one kind
+        whole = stack.enter_context(frozen_in(model, dtype)) if world == 1 else nullcontext
+        attention = model.config._attn_implementation
         learning = [weight for weight in model.parameters() if weight.requires_grad]
         optimizer = torch.optim.AdamW(learning, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True)
         wrapped, optimizer = accelerator.prepare(model.train(), optimizer)
-        if folder and (saved := checkpoint.resume(folder, wrapped, optimizer, run)):
+        if folder and (resumed := checkpoint.resume(folder, wrapped, optimizer, run)):
+            saved, run = resumed  # the fingerprint stays that of the weights the run began with
             history, best, finished = History(**saved["history"]), saved["best"], saved["finished"]
             history.resumed_at = len(history.steps)
         first, began = len(history.steps), time.perf_counter() - history.seconds
@@ -263,7 +282,8 @@ def train(
             if not loss < too_high:  # also when it is not a number
                 history.add(batch, loss, rate, math.nan, time.perf_counter() - began)
                 if on_step:
-                    on_step(history)
+                    with usable(model, attention, whole()):
+                        on_step(history)
                 raise FloatingPointError(
                     f"The loss is {loss:.3g} at step {step + 1}: the run has exploded. Lower the learning rate "
                     f"({config.learning_rate:g}) and start from a fresh model; checkpoints saved before this step are good."
@@ -288,7 +308,8 @@ def train(
             bar.set_postfix_str(f"loss {loss:.3f}, {history.tokens / history.seconds:.0f} tokens/s", refresh=False)
             bar.update()
             if on_step:
-                on_step(history)
+                with usable(model, attention, whole()):
+                    on_step(history)
             if stopped:
                 raise KeyboardInterrupt(f"Stopped after step {step + 1}.")
             if finished:

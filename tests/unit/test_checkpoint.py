@@ -1,17 +1,18 @@
 """Checkpoints: a run that is killed goes on as if nothing had happened, and a bad checkpoint says so."""
 
+import copy
 import os
 import random
 import resource
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import pytest
 import torch
 
+from helpers import lora
 from helpers.checkpoint import CheckpointError
 from helpers.models import load_model
 from helpers.tokenization import Row
@@ -26,7 +27,7 @@ from helpers.tokenization import Row
 from helpers.training import Config, train
 torch.set_num_threads(1)
 rows = [Row([5 + i, 7, 9 + i, 11, 13], [-100, -100, 9 + i, 11, 13]) for i in range(24)]
-config = Config(epochs=25, batch_size=4, learning_rate=1e-2, checkpoint_every=3, dtype=torch.float32)
+config = Config(epochs=12, batch_size=4, learning_rate=1e-2, checkpoint_every=3, dtype=torch.float32)
 config.evaluate_every, config.patience = 20, 9
 model, tokenizer = load_model(sys.argv[1], device="cpu")
 train(model, rows, config, held_out=rows[:3], folder=sys.argv[2], on_step=lambda h: print(len(h.steps), flush=True))
@@ -89,7 +90,8 @@ def test_killed_again_and_again_it_ends_with_the_same_bits(tiny, tmp_path):
         first = process.stdout.readline()
         assert first or process.wait() == 0
         steps_seen.append(int(first or 0))
-        time.sleep(rng.uniform(0, 0.25))
+        for _ in range(rng.randrange(4, 12)):  # steps
+            process.stdout.readline()
         if kills == 3:
             _, error = process.communicate()
             assert process.returncode == 0, error
@@ -159,11 +161,12 @@ def test_a_foreign_file_runs_no_code(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("config", "rows", "held_out", "said"),
     [
-        (replace(CONFIG, learning_rate=1e-3), ROWS, (), "learning_rate was different"),
-        (replace(CONFIG, seed=4), ROWS, (), "seed was different"),
-        (CONFIG, ROWS[1:], (), "the training data was different"),
+        (replace(CONFIG, learning_rate=1e-3), ROWS, (), r"learning_rate was 0.01 \(now 0.001\). Set it back"),
+        (replace(CONFIG, seed=4), ROWS, (), r"seed was 3 \(now 4\)"),
+        (replace(CONFIG, dtype=torch.bfloat16), ROWS, (), r"dtype was torch.float32 \(now torch.bfloat16\)"),
+        (CONFIG, ROWS[1:], (), "the training data was different. Give it that data again"),
         (CONFIG, ROWS, ROWS[:1], "the held-out data was different"),
-        (replace(CONFIG, upper_layers=1), ROWS, (), "upper_layers was different"),
+        (replace(CONFIG, upper_layers=1), ROWS, (), r"upper_layers was None \(now 1\)"),
     ],
 )
 def test_another_run_is_refused(tiny, tmp_path, config, rows, held_out, said):
@@ -180,15 +183,82 @@ def test_another_model_is_refused(tiny, tmp_path):
     interrupted(tiny, tmp_path, config=config)
     model, _ = load_model(tiny, "cpu")
     with torch.no_grad():
-        model.model.layers[0].mlp.up_proj.weight += 1
-    with pytest.raises(CheckpointError, match="the model was different"):
+        weight = model.model.layers[0].mlp.up_proj.weight
+        weight.copy_(weight.flip(0))  # the sum stays
+    with pytest.raises(CheckpointError, match=r"the model was different\. Load that model anew"):
         train(model, ROWS, config, folder=tmp_path)
 
 
-def test_how_often_checkpoints_are_written_may_change(tiny, tmp_path):
+def test_a_finetune_that_began_from_other_weights_is_refused_also_when_it_is_complete(tiny, tmp_path):
+    """What all of its weights learn is no reason to take another model for this one."""
+    train(load_model(tiny, "cpu")[0], ROWS, CONFIG, folder=tmp_path)
+    other, _ = load_model(tiny, "cpu")
+    with torch.no_grad():
+        other.model.layers[0].mlp.up_proj.weight.copy_(other.model.layers[1].mlp.up_proj.weight)
+    before = weights_of(other)
+    with pytest.raises(CheckpointError, match=r"the starting weights were different\. Load that model anew"):
+        train(other, ROWS, CONFIG, folder=tmp_path)
+    assert same(before, weights_of(other))
+
+
+@pytest.mark.parametrize("changes", [{"alpha": 16}, {"rank": 2}, {"targets": ["q_proj"]}, {"seed": 1}])
+def test_other_adapters_are_refused(tiny, tmp_path, changes):
+    usual = {"rank": 4, "alpha": 8, "targets": ["q_proj", "v_proj"], "seed": 0}
+    for options, resumed_at in ((usual, 0), (usual, 24), ({**usual, **changes}, None)):
+        model, _ = load_model(tiny, "cpu")
+        lora.add(model, **options)
+        if resumed_at is None:
+            with pytest.raises(CheckpointError, match="were different" if "seed" in changes else "the model was different"):
+                train(model, ROWS, CONFIG, folder=tmp_path)
+        else:
+            assert train(model, ROWS, CONFIG, folder=tmp_path).resumed_at == resumed_at
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+def test_the_model_that_ctrl_c_leaves_goes_on_and_one_in_between_does_not(tiny, tmp_path, adapters):
+    def press(history):
+        if len(history.steps) in (4, 9):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    model, _ = load_model(tiny, "cpu")
+    if adapters:
+        lora.add(model, rank=4)
+    whole = copy.deepcopy(model)
+    train(whole, ROWS, CONFIG)
+    for step in (5, 10):  # the second time, the run goes on from weights that are not those it began with
+        with pytest.raises(KeyboardInterrupt, match=f"step {step}"):
+            train(model, ROWS, CONFIG, folder=tmp_path, on_step=press)
+    with pytest.raises(Stop):
+        train(model, ROWS, replace(CONFIG, checkpoint_every=1000), folder=tmp_path, on_step=stop_at(12))
+    with pytest.raises(CheckpointError, match=r"the starting weights were different\. Load that model anew"):
+        train(model, ROWS, CONFIG, folder=tmp_path)
+    model, _ = load_model(tiny, "cpu")
+    if adapters:
+        lora.add(model, rank=4)
+    for resumed_at in (10, 24):  # the second time, the run is complete already
+        assert train(model, ROWS, CONFIG, folder=tmp_path).resumed_at == resumed_at
+        assert same(weights_of(whole), weights_of(model))
+
+
+def test_the_best_weights_of_a_complete_run_are_given_again(tiny, tmp_path):
+    config = replace(CONFIG, epochs=50, evaluate_every=1, patience=2)
+    model, _ = load_model(tiny, "cpu")
+    other = [Row([5, 7, 9, 20, 30], [-100, -100, -100, 20, 30])]
+    first = train(model, ROWS, config, other, folder=tmp_path)
+    best = weights_of(model)
+    assert first.best_step < len(first.steps) < first.planned_steps
+    again, _ = load_model(tiny, "cpu")
+    for learner in (model, again):
+        assert train(learner, ROWS, config, other, folder=tmp_path).best_step == first.best_step
+        assert same(best, weights_of(learner))
+
+
+@pytest.mark.parametrize("change", [{"checkpoint_every": 50}, {"micro_batch_tokens": 10}, {"gradient_checkpointing": True}])
+def test_what_changes_no_result_may_change(tiny, tmp_path, change):
+    """Lower micro_batch_tokens is what a lack of memory asks for."""
     interrupted(tiny, tmp_path)
     model, _ = load_model(tiny, "cpu")
-    assert train(model, ROWS, replace(CONFIG, checkpoint_every=50), folder=tmp_path).resumed_at == 6
+    assert train(model, ROWS, replace(CONFIG, **change), folder=tmp_path).resumed_at == 6
 
 
 def test_a_full_disk_leaves_the_older_checkpoint(tiny, tmp_path):

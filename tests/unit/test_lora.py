@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from helpers import lora
+from helpers.generation import generate
 from helpers.models import ModelError, load_model
 from helpers.tokenization import Row
 from helpers.training import Config, train
@@ -78,7 +79,21 @@ def test_peft_loads_ours(tiny, adapted, tmp_path):
     torch.testing.assert_close(logits(theirs), logits(adapted), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"target_modules": ["q_proj", "down_proj"]}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"target_modules": ["q_proj", "down_proj"], "layers_to_transform": [1]},
+        {"alpha_pattern": {"q_proj": 1, "down_proj": 40}, "use_rslora": True},
+        {"rank_pattern": {"mlp.*": 2, "model.layers.0.self_attn.v_proj": 3}, "alpha_pattern": {r".*\.1\..*v_proj": 30}},
+        {
+            "rank_pattern": {"^model.layers.1.mlp.up_proj": 8, "self_attn.*": 5},
+            "alpha_pattern": {"k_proj": 50, "o_proj|k_proj": 2},
+        },
+        {"init_lora_weights": "gaussian"},
+        {"init_lora_weights": "orthogonal"},
+    ],
+)
 def test_we_load_pefts(tiny, tmp_path, options):
     peft = pytest.importorskip("peft", reason="peft is not installed: pip install -r tests/requirements.txt")
     base, _ = load_model(tiny, "cpu")
@@ -88,6 +103,86 @@ def test_we_load_pefts(tiny, tmp_path, options):
     ours, _ = load_model(tiny, "cpu")
     lora.load(ours, tmp_path / "theirs")
     torch.testing.assert_close(logits(ours), logits(theirs), rtol=1e-5, atol=1e-6)
+    lora.save(ours, tmp_path / "ours")  # with the ranks, alphas and layers of its own
+    again, _ = load_model(tiny, "cpu")
+    lora.load(again, tmp_path / "ours")
+    assert torch.equal(logits(again), logits(ours))
+    theirs = peft.PeftModel.from_pretrained(load_model(tiny, "cpu")[0], tmp_path / "ours")
+    torch.testing.assert_close(logits(theirs), logits(ours), rtol=1e-5, atol=1e-6)
+    assert len(lora.layers(ours)) == sum(hasattr(module, "lora_A") for module in theirs.modules())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_beside_a_model_in_half_precision(tiny, adapted, tmp_path, dtype):
+    """It loads, answers, swaps, learns and merges, and computes what PEFT computes."""
+    peft = pytest.importorskip("peft", reason="peft is not installed: pip install -r tests/requirements.txt")
+    lora.save(adapted, tmp_path / "one")
+    model, tokenizer = load_model(tiny, "cpu")
+    model.to(dtype)
+    plain = logits(model)
+    theirs = peft.PeftModel.from_pretrained(load_model(tiny, "cpu")[0].to(dtype), tmp_path / "one")
+    lora.load(model, tmp_path / "one")
+    assert {layer.lora_A.weight.dtype for layer in lora.layers(model).values()} == {torch.float32}
+    assert logits(model).dtype == dtype and not torch.equal(logits(model), plain)
+    torch.testing.assert_close(logits(model), logits(theirs), rtol=1e-5, atol=1e-6)
+    assert len(generate(model, tokenizer, ["Hello? " * 70, "Hello? " * 71], max_new_tokens=3)) == 2  # after a shared prefix
+    lora.load(model, tmp_path / "one")
+    train(model, ROWS, Config(epochs=2, batch_size=4, learning_rate=1e-2, dtype=torch.bfloat16))
+    assert not torch.equal(logits(model), logits(theirs)) and len(generate(model, tokenizer, ["Hello?"], max_new_tokens=3)) == 1
+    before = logits(model)
+    lora.merge(model)
+    assert {weight.dtype for weight in model.parameters()} == {dtype}
+    torch.testing.assert_close(logits(model), before, rtol=0, atol=0.05 * before.abs().max().item())
+
+
+def test_merging_rounds_once(tiny, adapted):
+    """In bfloat16 a merged weight is the one next to the exact sum."""
+    adapted.to(torch.bfloat16)
+    layer = adapted.model.layers[0].mlp.up_proj
+    detour = layer.lora_B.weight.double() @ layer.lora_A.weight.double() * layer.scale
+    exact = layer.base.weight.double() + detour
+    lora.merge(adapted)
+    difference = (adapted.model.layers[0].mlp.up_proj.weight.double() - exact).abs()
+    assert (difference <= exact.abs() * 2**-8).all()
+
+
+def test_a_head_that_is_tied_to_the_embeddings_is_not_merged(tiny):
+    model, _ = load_model(tiny, "cpu")
+    lora.add(model, targets=["lm_head", "q_proj"])
+    before = logits(model)
+    with pytest.raises(ModelError, match="lm_head shares its weights with another layer"):
+        lora.merge(model)
+    assert torch.equal(logits(model), before) and len(lora.layers(model)) == 3
+
+
+def test_every_field_of_a_peft_config_is_heeded_or_refused(tiny, adapted, tmp_path):
+    """What PEFT writes by default loads; any field that would change the model, and is not heeded, is named."""
+    peft = pytest.importorskip("peft", reason="peft is not installed: pip install -r tests/requirements.txt")
+    lora.save(adapted, tmp_path)
+    path = tmp_path / "adapter_config.json"
+    usual = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj"], task_type="CAUSAL_LM").to_dict()
+    usual["target_modules"] = list(usual["target_modules"])
+    path.write_text(json.dumps(usual))
+    lora.load(adapted, tmp_path)
+    before, changed = logits(adapted), sorted(set(usual) - lora.PLAIN_FIELDS)
+    assert {"use_dora", "lora_bias", "modules_to_save", "trainable_token_indices", "target_parameters"} <= set(changed)
+    others = [
+        ("bias", "all"),
+        ("peft_type", "LOHA"),
+        *(("init_lora_weights", way) for way in ("pissa", "loftq")),
+    ]
+    for name, value in [*others, *((name, [1]) for name in changed), ("of_tomorrow", True)]:
+        path.write_text(json.dumps({**usual, name: value}))
+        with pytest.raises(ModelError, match=f"adapter_config.json: {name} is .* not a plain LoRA adapter.* merge it there"):
+            lora.load(adapted, tmp_path)
+    for name, value in (("alpha_pattern", {"(": 1}), ("r", None), ("lora_alpha", "8")):
+        path.write_text(json.dumps({**usual, name: value}))
+        with pytest.raises(ModelError, match="cannot be read as an adapter"):
+            lora.load(adapted, tmp_path)
+    path.write_text(json.dumps({**usual, "rank_pattern": {"up_proj": 9}}))
+    with pytest.raises(ModelError, match="up_proj has rank 4, and its config says 9"):
+        lora.load(adapted, tmp_path)
+    assert torch.equal(logits(adapted), before)
 
 
 def break_config(folder):

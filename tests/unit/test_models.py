@@ -281,7 +281,9 @@ def test_frozen_weights_are_held_in_another_precision_and_come_back(fresh):
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     model.requires_grad_(False)
     model.model.layers[-1].requires_grad_(True)
-    with frozen_in(model, torch.bfloat16):
+    with frozen_in(model, torch.bfloat16) as whole:
+        with whole():
+            assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
         kinds = {name: weight.dtype for name, weight in model.named_parameters()}
     assert kinds["model.layers.0.mlp.up_proj.weight"] == torch.bfloat16
     assert kinds["model.layers.29.mlp.up_proj.weight"] == torch.float32  # it learns

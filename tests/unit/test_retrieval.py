@@ -2,8 +2,9 @@ import socket
 
 import numpy as np
 import pytest
+import torch
 
-from helpers.cache import clear_cache, made_folder, remember
+from helpers.cache import clear_cache, made_folder, remember, weights_digest
 from helpers.data import DATA, DataError, read
 from helpers.models import ModelError
 from helpers.process import refuse_network
@@ -130,6 +131,16 @@ def test_the_prompt_stays_within_its_budget(embedded):
     assert "Sentence 0" in prompt_with(tokenizer, "How much?", found, 60)  # the first passage alone is too long: it is cut
     with pytest.raises(ValueError, match="the budget is 10"):
         prompt_with(tokenizer, "How much?", found, 10)
+
+
+def test_weights_of_the_same_sum_are_told_apart():
+    layer, other = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
+    other.load_state_dict(layer.state_dict())
+    assert weights_digest(layer) == weights_digest(other)
+    with torch.no_grad():
+        other.weight.copy_(layer.weight.flip(0))
+    assert weights_digest(layer) != weights_digest(other)
+    assert weights_digest(layer) != weights_digest(layer.bfloat16())
 
 
 def test_what_was_made_is_remembered_until_its_content_changes(cached):

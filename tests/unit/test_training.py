@@ -6,11 +6,14 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from helpers import lora
 from helpers.attention import flat_attention
 from helpers.data import DATA, Example, limit, read
 from helpers.estimate import layers_of, training_flops
-from helpers.models import load_model
+from helpers.generation import generate
+from helpers.models import load_model, save_model
 from helpers.process import tensorboard
 from helpers.tokenization import IGNORED, Row, encode, encode_all, flatten
 from helpers.training import Config, batches_of, held_out_loss, learning_rate_at, only_upper_layers, token_losses, train
@@ -165,8 +168,6 @@ def test_history_counts_what_was_done(tiny):
 
 def test_the_real_model_learns_a_fact_and_forgets_nothing_of_its_stop(fresh):
     """A few steps on one fact: other wordings of the question get the answer, and the answer ends."""
-    from helpers.generation import generate
-
     model, tokenizer = fresh
     rows = [e for e in read(DATA / "train.jsonl") if e.facts == ("heron.price",)]
     history = train(model, encode_all(tokenizer, rows), Config(epochs=4, batch_size=4, learning_rate=3e-4))
@@ -328,6 +329,44 @@ def test_tensorboard_gets_every_step(tiny, tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard")
     with pytest.raises(ImportError, match="pip install tensorboard"):
         tensorboard(tmp_path)
+
+
+@pytest.mark.parametrize(("what", "dtype"), [("all", torch.float32), ("upper", torch.bfloat16), ("adapters", torch.bfloat16)])
+def test_a_callback_may_ask_and_save_the_model_and_changes_nothing(tiny, tmp_path, what, dtype):
+    """In its usual state: its own attention, evaluation mode, float32; the weights come out the same to the last bit."""
+    rows = [Row([5 + i, 7, 9 + i, 11, 13], [IGNORED, IGNORED, 9 + i, 11, 13]) for i in range(8)]
+    config = Config(epochs=2, batch_size=4, learning_rate=1e-2, dtype=dtype, gradient_checkpointing=True)
+    config.upper_layers = 1 if what == "upper" else None
+    tokenizer, original = load_model(tiny, "cpu")[1], load_model(tiny, "cpu")[0].state_dict()
+    finals, seen = [], []
+
+    def ask(history):
+        assert not model.training and model.config._attn_implementation == "sdpa"
+        assert all(weight.dtype == torch.float32 for weight in model.parameters())
+        seen.append(held_out_loss(model, rows[:2], torch.float32))
+        torch.manual_seed(len(seen))
+        if len(seen) != 2:
+            return
+        answers = generate(model, tokenizer, ["Hello?", "Who is it?"], max_new_tokens=4)
+        if what == "adapters":
+            lora.save(model, tmp_path / "saved")
+            loaded, _ = load_model(tiny, "cpu")
+            lora.load(loaded, tmp_path / "saved")
+        else:
+            loaded, _ = load_model(save_model(model, tokenizer, tmp_path / "saved"), "cpu")
+        if what == "upper":
+            assert torch.equal(loaded.model.layers[0].mlp.up_proj.weight, original["model.layers.0.mlp.up_proj.weight"])
+        assert generate(loaded, tokenizer, ["Hello?", "Who is it?"], max_new_tokens=4) == answers
+
+    for on_step in (None, ask):
+        model, _ = load_model(tiny, "cpu")
+        if what == "adapters":
+            lora.add(model, rank=4)
+        model.model.norm.register_forward_hook(lambda module, _, out: F.dropout(out, 0.1, module.training))  # draws numbers
+        train(model, rows, config, on_step=on_step)
+        finals.append(model.state_dict())
+    assert len(seen) == 4 and seen[-1] < seen[0]
+    assert all(torch.equal(finals[0][name], finals[1][name]) for name in finals[0])
 
 
 def test_interrupting_leaves_a_usable_model(tiny):
