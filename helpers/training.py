@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from tqdm import tqdm
 
 from helpers import checkpoint
 from helpers.attention import flat_attention
 from helpers.estimate import layers_of, training_flops
 from helpers.models import frozen_in, pick_dtype
 from helpers.process import explain_lack_of_memory, keep_freed_memory, peak_memory, processes, stop_between_steps
+from helpers.progress import Bar
 from helpers.tokenization import Batch, Row, flatten, micro_batches
 
 SCHEDULES = ("cosine", "linear", "constant")
@@ -202,12 +202,14 @@ def train(
     held_out: Sequence[Row] = (),
     on_step: Callable[[History], None] | None = None,
     folder: str | Path | None = None,
+    progress: str | None = "finetuning",
 ) -> History:
     """Finetune `model`, in place, on `rows`: whatever of it learns, that is every weight, the upper layers, or adapters.
 
     held_out: rows never trained on; their loss is taken every `config.evaluate_every` steps and at the end.
     on_step: called after each step with the history so far, for a live plot.
     folder: for checkpoints; when it holds one of this very run, the run goes on from there.
+    progress: what to call the progress bar; None shows none.
     Under `accelerate launch` several processes share each batch, and the result is that of one.
 
     Returns the history. Raises ValueError when there is nothing to learn from, FloatingPointError when the loss explodes,
@@ -240,8 +242,9 @@ def train(
         stack.enter_context(recomputing(model, config.gradient_checkpointing))
         stack.enter_context(explain_lack_of_memory(config.micro_batch_tokens))
         stop = stack.enter_context(stop_between_steps())
-        shown = {"desc": "finetuning", "unit": "step", "mininterval": 1.0, "disable": not accelerator.is_main_process}
-        bar = stack.enter_context(tqdm(total=steps, initial=first, **shown))
+        hidden = not (progress and accelerator.is_main_process)
+        shown = {"desc": progress, "unit": "step", "mininterval": 1.0, "disable": hidden}
+        bar = stack.enter_context(Bar(total=steps, initial=first, **shown))
         stack.callback(model.eval)
         stack.callback(optimizer.zero_grad)
         for step, batch in batches:
