@@ -20,19 +20,25 @@ class _Widget(tqdm):
 
     def display(self, *args, check_delay: bool = True, **options) -> None:
         """Bring the widget up to date; put it on the page when it is not there yet and it is time to."""
-        from IPython.display import display
+        from IPython import display, get_ipython
 
         super().display(*args, check_delay=False, **options)
-        if check_delay and self.place is None:
-            self.place = display(self.container, display_id=True)
+        if check_delay and self.place is None and not self.disable:
+            self.place = display.display(self.container, display_id=True)
+            if self.iterable is not None:  # a loop that breaks off does not tell its bar
+                get_ipython().events.register("post_run_cell", self.close)
 
-    def close(self) -> None:
+    def close(self, *cell_result) -> None:
         """Take the widget away, also when the work broke off: the error says where."""
+        from IPython import get_ipython
+
         super().close()
         if self.place is not None:
             self.place.update({}, raw=True)
             self.place = None
             self.container.close()
+            if self.iterable is not None:
+                get_ipython().events.unregister("post_run_cell", self.close)
 
 
 # `tqdm`, with all its arguments. Where there are no widgets, as in a terminal, it is tqdm's own text.

@@ -38,10 +38,11 @@ def test_an_executed_notebook_keeps_no_bar(tmp_path):
 def test_a_bar_takes_itself_away_as_whoever_saves_from_jupyterlab_needs_it(tmp_path, monkeypatch):
     monkeypatch.setattr("helpers.notebooks.drop_progress", lambda notebook: None)
     path = tmp_path / "bars.ipynb"
-    cells = [nbformat.v4.new_code_cell(source) for source in CELLS[:3]]
+    breaks_off = "for i in Bar(range(3), desc='breaks off'):\n    1 / 0"
+    cells = [nbformat.v4.new_code_cell(source) for source in (*CELLS[:3], breaks_off)]
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=METADATA), path)
     notebook, _ = execute(path, tmp_path / "out")
-    assert [output.get("data") for cell in notebook.cells for output in cell.outputs] == [{}, None, {}]
+    assert [output.get("data") for cell in notebook.cells for output in cell.outputs] == [{}, None, {}, {}, None]
     assert "widgets" not in notebook.metadata
 
 
