@@ -70,6 +70,7 @@ def test_one_bar_beside_the_live_plot_and_none_in_the_saved_file(lab, page, pict
     assert "widgets" not in read(path).metadata
 
     page.reload()  # whoever opens it later
+    trains.scroll_into_view_if_needed()
     expect(trains.locator(PLOT)).to_be_visible(timeout=WAIT)
     expect(page.get_by_text("Error displaying widget")).to_have_count(0)
     page.screenshot(path=pictures / "progress-3.png")
