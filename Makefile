@@ -37,7 +37,7 @@ bench: $(VENV)/.bench-installed  ## measure our loop against Trainer and TRL, an
 	$(BIN)/python tests/benchmarks/generation.py
 	$(BIN)/python tests/benchmarks/server.py
 
-browser: $(VENV)/.browser-installed  ## vote in a real JupyterLab; needs Chromium. Pictures go to build/browser
+browser: $(VENV)/.browser-installed  ## vote and finetune in a real JupyterLab; needs Chromium. Pictures go to build/browser
 	$(BIN)/python -m pytest tests/browser
 
 clean:  ## remove what the course has made; .venv and the model's cache stay

@@ -4,6 +4,10 @@ Nothing is imported here, so `import helpers` is instant; take what you need fro
 
     formats → data → cleaning → models → lora → tokenization → attention → checkpoint → training
     → generation → retrieval → evaluation → measures → comparison → voting → lesson
-    (beside them: estimate says what a finetune takes, export writes a model as GGUF)
+    (beside them: estimate says what a finetune takes, export writes a model as GGUF, progress shows how far work is)
     and beyond the hour, how models are served to many: the package `server`
 """
+
+import warnings
+
+warnings.filterwarnings("ignore", "IProgress not found")  # tqdm of a kernel without ipywidgets, where bars are text

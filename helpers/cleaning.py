@@ -17,6 +17,7 @@ from ftfy import fix_encoding
 
 from helpers.data import DataError, Example, normalise, stream
 from helpers.formats import Readable, recognise
+from helpers.progress import bar_if_long
 
 # ---- texts
 
@@ -205,7 +206,7 @@ def matches(texts: Sequence[str], similar: float = 0.85, against: Sequence[str] 
     everything = known + [normalise(text) or text for text in texts]
     bands = MinHashLSH(num_perm=PERMUTATIONS, params=(BANDS, BAND))
     found, exact, signatures = {}, {}, {}
-    for index, text in enumerate(everything):
+    for index, text in enumerate(bar_if_long(everything, 1, "comparing", "text")):
         original, signature = exact.get(text), None
         if original is None and similar < 1:
             signature = minhash(text)

@@ -19,6 +19,7 @@ from helpers.attention import flat_attention
 from helpers.data import DataError, Example, normalise
 from helpers.generation import generate
 from helpers.models import pick_dtype
+from helpers.progress import bar_if_long
 from helpers.tokenization import IGNORED, Batch, Row, encode, flatten
 from helpers.training import supervised_logits, token_losses
 
@@ -277,10 +278,11 @@ def evaluate(
 def _batches(model, rows: Sequence[Row], size: int = 32) -> Iterator[tuple[list[int], Batch]]:
     """Yield flat batches of rows of like length, each with the places of its rows."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
-    with flat_attention(model):
+    with flat_attention(model), bar_if_long(rows, size, "reading", "row") as bar:
         for start in range(0, len(rows), size):
             chosen = order[start : start + size]
             yield chosen, flatten([rows[i] for i in chosen], model.device)
+            bar.update(len(chosen))
 
 
 @torch.no_grad()

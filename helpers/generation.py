@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 from transformers import DynamicCache
 
 from helpers.attention import prefix_attention
+from helpers.progress import Bar, bar_if_long
 from helpers.tokenization import prompt_ids
 
 
@@ -177,7 +177,7 @@ def generate(
     """Answer all questions with the likeliest token each time, many at once.
 
     questions: texts, or conversations as lists of role/content messages.
-    progress: what to call the progress bar; none is shown when left out.
+    progress: what to call the progress bar; when left out, there is one only if it takes long.
     Returns the answers in the order of the questions. In float32 they equal those of one question at a time.
     What all prompts begin with, such as a handbook or examples, is read once for all of them.
     """
@@ -187,7 +187,11 @@ def generate(
     decoder = Decoder(model, tokenizer, batch_size, prefix=prefix)
     # those of like length together, as they pad each other little; the longest first, so that one too long is told at once
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    with tqdm(total=len(prompts), desc=progress, unit="question", disable=not progress, mininterval=1.0) as bar:
+    if progress:
+        bar = Bar(total=len(prompts), desc=progress, unit="question", mininterval=1.0)
+    else:
+        bar = bar_if_long(prompts, batch_size, "answers", "question")
+    with bar:
         for start in range(0, len(order), batch_size):
             for i in order[start : start + batch_size]:
                 answers[i] = decoder.add(prompts[i], max_new_tokens)

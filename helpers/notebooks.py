@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable
@@ -14,16 +15,18 @@ from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert import HTMLExporter
-from tqdm import tqdm
 from traitlets import default
 
 from helpers.data import ROOT
+from helpers.progress import Bar
 
 NOTEBOOKS = ROOT / "notebooks"
 METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
+WIDGET = "application/vnd.jupyter.widget-view+json"
+BAR = re.compile(r"\d%\|.*\|.*\[|\d+\w+ \[\d\d:\d\d")  # as tqdm writes it, with or without a total
 
 
 class KernelManager(AsyncKernelManager):
@@ -94,6 +97,23 @@ def set_parameters(notebook: nbformat.NotebookNode, values: dict[str, str]) -> N
         notebook.cells.insert(at, nbformat.v4.new_code_cell("\n".join(lines), metadata={"tags": ["injected-parameters"]}))
 
 
+def drop_progress(notebook: nbformat.NotebookNode) -> None:
+    """Take out of the outputs what tells of a run's progress: widgets, which need their kernel, and bars as text."""
+    for cell in notebook.cells:
+        kept = []
+        for output in cell.get("outputs", []):
+            if output.output_type == "stream" and output.name == "stderr":
+                output.text = "".join(line for line in re.split(r"(?<=[\r\n])", output.text) if not BAR.search(line))
+                if not output.text.strip():
+                    continue
+            elif not output.get("data", True) or WIDGET in output.get("data", {}):
+                continue
+            kept.append(output)
+        if cell.cell_type == "code":
+            cell.outputs = kept
+    notebook.metadata.pop("widgets", None)
+
+
 def execute(path: Path, out: Path, parameters: dict[str, str] | None = None) -> tuple[nbformat.NotebookNode, Report]:
     """Run one notebook from a fresh kernel, and write its executed copy and an HTML page to `out`.
 
@@ -105,7 +125,7 @@ def execute(path: Path, out: Path, parameters: dict[str, str] | None = None) -> 
     set_parameters(notebook, parameters or {})
     report, began = Report(path.stem), time.time()
     total = sum(cell.cell_type == "code" for cell in notebook.cells)
-    with tqdm(total=total, desc=path.stem, unit="cell") as bar:
+    with Bar(total=total, desc=path.stem, unit="cell") as bar:
         client = NotebookClient(
             notebook,
             timeout=None,
@@ -113,6 +133,7 @@ def execute(path: Path, out: Path, parameters: dict[str, str] | None = None) -> 
             kernel_manager_class=KernelManager,
             resources={"metadata": {"path": str(path.parent)}},
             coalesce_streams=True,
+            store_widget_state=False,
             on_cell_executed=lambda cell, **_: bar.update(cell.cell_type == "code"),
         )
         try:
@@ -125,6 +146,7 @@ def execute(path: Path, out: Path, parameters: dict[str, str] | None = None) -> 
             report.failure = f"the kernel did not start: {error}"
     report.minutes = (time.time() - began) / 60
     report.claims = claims(out / "claims", since=began)
+    drop_progress(notebook)
     out.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, out / path.name)
     html, _ = HTMLExporter().from_notebook_node(notebook)

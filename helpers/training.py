@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from tqdm import tqdm
 
 from helpers import checkpoint
 from helpers.attention import flat_attention, other_attention
 from helpers.estimate import layers_of, training_flops
 from helpers.models import frozen_in, pick_dtype
 from helpers.process import explain_lack_of_memory, keep_freed_memory, peak_memory, processes, stop_between_steps
+from helpers.progress import Bar
 from helpers.tokenization import Batch, Row, flatten, micro_batches
 
 SCHEDULES = ("cosine", "linear", "constant")
@@ -217,6 +217,7 @@ def train(
     held_out: Sequence[Row] = (),
     on_step: Callable[[History], None] | None = None,
     folder: str | Path | None = None,
+    progress: str | None = "finetuning",
 ) -> History:
     """Finetune `model`, in place, on `rows`: whatever of it learns, that is every weight, the upper layers, or adapters.
 
@@ -225,6 +226,7 @@ def train(
         (`generate`, `held_out_loss`, `save_model`, `lora.save`), and the run goes on as if it had not been.
     folder: for checkpoints; when it holds one of this very run, the run goes on from there. The model is the one that the
         run began with, loaded anew, or as Ctrl-C has left it.
+    progress: what to call the progress bar; None shows none.
     Under `accelerate launch` several processes share each batch, and the result is that of one. Each calls `on_step`.
 
     Returns the history. Raises ValueError when there is nothing to learn from, FloatingPointError when the loss explodes,
@@ -259,8 +261,9 @@ def train(
         stack.enter_context(recomputing(model, config.gradient_checkpointing))
         stack.enter_context(explain_lack_of_memory(config.micro_batch_tokens))
         stop = stack.enter_context(stop_between_steps())
-        shown = {"desc": "finetuning", "unit": "step", "mininterval": 1.0, "disable": not accelerator.is_main_process}
-        bar = stack.enter_context(tqdm(total=steps, initial=first, **shown))
+        hidden = not (progress and accelerator.is_main_process)
+        shown = {"desc": progress, "unit": "step", "mininterval": 1.0, "disable": hidden}
+        bar = stack.enter_context(Bar(total=steps, initial=first, **shown))
         stack.callback(model.eval)
         stack.callback(optimizer.zero_grad)
         for step, batch in batches:

@@ -5,20 +5,9 @@
 Not part of `make test`: it needs a browser.
 """
 
-import os
-import secrets
-import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-
 import nbformat
-import pytest
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
-from helpers.data import ROOT
 from helpers.notebooks import METADATA
 from helpers.voting import read_votes
 
@@ -30,42 +19,6 @@ answers["tuned"] = [f"It costs {i} euros." for i in range(6)]
 voting = BlindVote(draw_duels(questions, answers), "votes.jsonl")
 voting.widget"""
 WAIT = 120_000  # milliseconds; a busy machine starts a kernel slowly
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-FLAGS += ["--disable-component-update", "--disable-sync"]
-
-
-@pytest.fixture
-def lab(tmp_path):
-    """The address of a JupyterLab that serves one notebook."""
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(SETUP)], metadata=METADATA)
-    nbformat.write(notebook, tmp_path / "vote.ipynb")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    token = secrets.token_hex(16)
-    command = [
-        sys.executable,
-        "-m",
-        "jupyterlab",
-        "--no-browser",
-        "--allow-root",
-        f"--port={port}",
-        f"--IdentityProvider.token={token}",
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JUPYTER_CONFIG_DIR": str(tmp_path / "config")}
-    with (tmp_path / "lab.log").open("w") as log:
-        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
-    try:
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/api", timeout=2).close()
-                break
-            except OSError:
-                assert process.poll() is None, (tmp_path / "lab.log").read_text()
-                time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}/lab/tree/vote.ipynb?token={token}"
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
 
 
 def run_cell(page, address):
@@ -78,36 +31,32 @@ def run_cell(page, address):
     expect(page.get_by_role("button", name="1: left is better")).to_be_visible(timeout=WAIT)
 
 
-def test_votes_by_mouse_and_keyboard_in_jupyterlab(lab, tmp_path):
-    votes, pictures = tmp_path / "votes.jsonl", ROOT / "build" / "browser"
-    pictures.mkdir(parents=True, exist_ok=True)
-    with sync_playwright() as tools:
-        browser = tools.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
-        page = browser.new_page(viewport={"width": 1280, "height": 800})
-        page.set_default_timeout(WAIT)
-        run_cell(page, lab)
-        expect(page.get_by_text("1 of 6: What does product")).to_be_visible()
-        page.screenshot(path=pictures / "voting-1.png")
+def test_votes_by_mouse_and_keyboard_in_jupyterlab(lab, page, pictures, tmp_path):
+    votes, address = tmp_path / "votes.jsonl", lab("vote.ipynb")
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(SETUP)], metadata=METADATA)
+    nbformat.write(notebook, tmp_path / "vote.ipynb")
+    run_cell(page, address)
+    expect(page.get_by_text("1 of 6: What does product")).to_be_visible()
+    page.screenshot(path=pictures / "voting-1.png")
 
-        page.get_by_role("button", name="1: left is better").click()  # by mouse
-        expect(page.get_by_text("2 of 6: What does product")).to_be_visible(timeout=WAIT)
-        page.keyboard.press("Tab")  # from the first button to the second
-        page.keyboard.press("Enter")
-        expect(page.get_by_text("3 of 6: What does product")).to_be_visible(timeout=WAIT)
-        page.keyboard.press("Space")  # the focus has stayed
-        expect(page.get_by_text("4 of 6: What does product")).to_be_visible(timeout=WAIT)
-        page.get_by_placeholder("1, 2 or 3").click()
-        page.keyboard.type("3")  # one key, one vote
-        expect(page.get_by_text("5 of 6: What does product")).to_be_visible(timeout=WAIT)
-        page.keyboard.type("1")
-        expect(page.get_by_text("6 of 6: What does product")).to_be_visible(timeout=WAIT)
-        assert [vote.choice for vote in read_votes(votes)] == ["left", "same", "same", "right", "left"]
-        page.screenshot(path=pictures / "voting-2.png")
+    page.get_by_role("button", name="1: left is better").click()  # by mouse
+    expect(page.get_by_text("2 of 6: What does product")).to_be_visible(timeout=WAIT)
+    page.keyboard.press("Tab")  # from the first button to the second
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("3 of 6: What does product")).to_be_visible(timeout=WAIT)
+    page.keyboard.press("Space")  # the focus has stayed
+    expect(page.get_by_text("4 of 6: What does product")).to_be_visible(timeout=WAIT)
+    page.get_by_placeholder("1, 2 or 3").click()
+    page.keyboard.type("3")  # one key, one vote
+    expect(page.get_by_text("5 of 6: What does product")).to_be_visible(timeout=WAIT)
+    page.keyboard.type("1")
+    expect(page.get_by_text("6 of 6: What does product")).to_be_visible(timeout=WAIT)
+    assert [vote.choice for vote in read_votes(votes)] == ["left", "same", "same", "right", "left"]
+    page.screenshot(path=pictures / "voting-2.png")
 
-        run_cell(page, lab)  # another session goes on where this one was
-        expect(page.get_by_text("6 of 6: What does product")).to_be_visible(timeout=WAIT)
-        page.get_by_role("button", name="2: the same").click()
-        expect(page.get_by_text("Thank you.")).to_be_visible(timeout=WAIT)
-        assert len(read_votes(votes)) == 6
-        page.screenshot(path=pictures / "voting-3.png")
-        browser.close()
+    run_cell(page, address)  # another session goes on where this one was
+    expect(page.get_by_text("6 of 6: What does product")).to_be_visible(timeout=WAIT)
+    page.get_by_role("button", name="2: the same").click()
+    expect(page.get_by_text("Thank you.")).to_be_visible(timeout=WAIT)
+    assert len(read_votes(votes)) == 6
+    page.screenshot(path=pictures / "voting-3.png")

@@ -1,5 +1,6 @@
 """Every notebook: its committed outputs belong to its code, and it runs from a fresh kernel with small parameters."""
 
+import copy
 import json
 import os
 import re
@@ -10,7 +11,7 @@ import nbformat
 import pytest
 
 from helpers.data import ROOT
-from helpers.notebooks import METADATA, NOTEBOOKS, commit_outputs, execute, find, set_parameters, source_hash
+from helpers.notebooks import METADATA, NOTEBOOKS, commit_outputs, drop_progress, execute, find, set_parameters, source_hash
 
 SMALL = {
     "01_why_finetune": {
@@ -66,6 +67,9 @@ def test_committed_outputs_belong_to_the_code(path):
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     assert not [output for cell in code for output in cell.outputs if output.output_type == "error"]
     assert {key: notebook.metadata[key] for key in METADATA} == METADATA
+    bare = copy.deepcopy(notebook)
+    drop_progress(bare)
+    assert bare == notebook, "bars and widgets stand in the outputs"
     assert path.stat().st_size < 1_000_000
     assert not [text for text in ("/home/", "/root/", "/tmp/", "C:\\\\Users") if text in path.read_text(encoding="utf-8")]
 
