@@ -11,10 +11,10 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import psutil
 import torch
 
-from helpers.process import peak_memory, return_freed_memory
+from helpers.models import pick_device, pick_dtype
+from helpers.process import PeakMemory
 
 GIB = 2**30
 # Bytes a weight: as it is held, its gradient, and a second copy that is held all the time. Pure bfloat16 loses small updates.
@@ -239,15 +239,22 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, tokens: int, hidden: i
     return 4.0 * tokens * hidden * inner / sorted(times)[len(times) // 2]
 
 
+def usual_precision(device: torch.device) -> str:
+    """Name the precision that the course's loop takes on a device: "mixed" where bfloat16 is fast, else "float32"."""
+    return "mixed" if pick_dtype(device) == torch.bfloat16 else "float32"
+
+
 def measure(name: str | Path, plan: Plan, steps: int = 2) -> dict[str, float]:
     """Finetune a model by this plan, in a process of its own, on rows without meaning, and see what it takes.
 
     Returns "gib": by how much its memory rose above that of the loaded model; "seconds" and "flops" of its last step.
     Two steps are needed to see the whole peak: the optimiser's means come with the first. Raises ValueError for what the
-    course's loop does not do.
+    course's loop does not do, and for bfloat16 where it is not fast.
     """
     if plan.optimiser != "adamw" or plan.precision == "masters" or plan.method == "lora4" or plan.gpus > 1:
         raise ValueError("The course's loop has AdamW, no masters, no 4-bit matrices; measure on one device.")
+    if plan.precision != "float32" and usual_precision(pick_device()) == "float32":
+        raise ValueError(f"{plan.precision} computes in bfloat16, which is not fast here. Measure precision='float32'.")
     command = [sys.executable, "-m", "helpers.estimate", str(name), json.dumps(asdict(plan)), str(steps)]
     done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
     if done.returncode:
@@ -266,10 +273,6 @@ def _finetune(name: str, plan: Plan, steps: int) -> dict[str, float]:
     model = model.to(torch.bfloat16) if plan.precision == "bfloat16" else model
     for weight in model.parameters():
         weight.sum()  # what stands in a file counts as memory only once it was read
-    return_freed_memory()
-    before = forget_peak(model.device)
-    if plan.method == "lora":
-        lora.add(model, plan.rank)
     rng, prompt = random.Random(0), round(plan.longest * (1 - plan.supervised))
     count = plan.tokens // plan.longest * plan.pieces
     ids = [[rng.randrange(model.config.vocab_size) for _ in range(plan.longest)] for _ in range(count * steps)]
@@ -282,21 +285,14 @@ def _finetune(name: str, plan: Plan, steps: int) -> dict[str, float]:
         gradient_checkpointing=plan.checkpointing,
         dtype=torch.bfloat16 if plan.precision == "mixed" else torch.float32,
     )
-    history = train(model, [Row(row, [IGNORED] * prompt + row[prompt:]) for row in ids], config)
+    rows = [Row(row, [IGNORED] * prompt + row[prompt:]) for row in ids]
+    with PeakMemory(model.device) as memory:
+        if plan.method == "lora":
+            lora.add(model, plan.rank)
+        history = train(model, rows, config)
     seconds = [0.0, *(step["seconds"] for step in history.steps)]
     last = {"seconds": seconds[-1] - seconds[-2], "flops": history.flops / len(history.steps)}
-    return {"gib": peak_memory(model.device) - before, **last}
-
-
-def forget_peak(device: torch.device) -> float:
-    """Let `peak_memory` count from now, where the system can do that, and return the memory in use, in GiB."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device) / GIB
-    peak = Path("/proc/self/clear_refs")  # Linux; 5: the peak becomes what is in use, man 5 proc
-    if peak.exists():
-        peak.write_text("5")
-    return psutil.Process().memory_info().rss / GIB
+    return {"gib": memory.gib, **last}
 
 
 if __name__ == "__main__":
