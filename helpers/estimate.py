@@ -132,11 +132,13 @@ def layer_activations(shape: Shape, plan: Plan) -> float:
     norm = wide * h  # its input, in float32
     norm += (narrow if half else wide) * h * learns  # what its own weight is multiplied with
     copies = 5 if plan.precision == "mixed" else 2  # inputs of q, k, v, gate, up: autocast makes a copy for each
-    inputs = copies * narrow * h * (learns or plan.method.startswith("lora"))
+    adapts = plan.method.startswith("lora")
+    inputs = copies * narrow * h * (learns or adapts)
+    adapters = 7 * narrow * plan.rank * adapts  # what comes between their two matrices
     attention = narrow * (q + 2 * kv) + narrow * q  # queries, keys, values; what comes out
     pairs = 0 if plan.gpu else shape.heads * plan.longest * (6 if plan.precision == "mixed" else narrow)
     feed_forward = 4 * narrow * inner  # gate, its activation, up, their product
-    return 2 * norm + inputs + attention + pairs + feed_forward
+    return 2 * norm + inputs + adapters + attention + pairs + feed_forward
 
 
 def memory(shape: Shape, plan: Plan) -> dict[str, float]:

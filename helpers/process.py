@@ -19,6 +19,9 @@ from pathlib import Path
 import psutil
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from helpers.models import pick_dtype
 
 NETWORK_EVENTS = (  # https://docs.python.org/3/library/audit_events.html
     *("socket.connect", "socket.sendto", "socket.sendmsg"),
@@ -27,9 +30,17 @@ NETWORK_EVENTS = (  # https://docs.python.org/3/library/audit_events.html
 
 
 def processes(device: torch.device) -> Accelerator:
-    """Join the other processes of this run, if `accelerate launch` started some. Models and batches stay where they are."""
-    on_cpu = device.type == "cpu" and "LOCAL_RANK" in os.environ  # accelerate has to be told; it expects GPUs
-    return Accelerator(device_placement=False, cpu=on_cpu)
+    """Join the other processes of this run, if `accelerate launch` started some. Models and batches stay where they are.
+
+    Raises ValueError when the launcher wants bfloat16 and it is not fast here.
+    """
+    launched = "LOCAL_RANK" in os.environ
+    if not launched:  # a Trainer that ran in this process leaves its precision behind, and every model would take it
+        AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(device_placement=False, cpu=launched and device.type == "cpu")  # it expects GPUs
+    if accelerator.mixed_precision == "bf16" and pick_dtype(device) != torch.bfloat16:
+        raise ValueError('accelerate: mixed_precision is bf16, which is not fast here. Put "no" into its configuration.')
+    return accelerator
 
 
 def return_freed_memory() -> None:

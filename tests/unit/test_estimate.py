@@ -77,11 +77,11 @@ def test_a_layer_keeps_what_was_counted(plan):
     assert layer_activations(Shape.of(model.config), plan) == pytest.approx(per_token, rel=0.01)
 
 
+@pytest.mark.skipif(usual_precision(CPU) == "float32", reason="no fast bfloat16 here: it would take minutes")
 @pytest.mark.parametrize("method, pieces", [("full", 1), ("full", 2), ("lora", 1)])
 def test_the_allocator_agrees_within_5_percent(embedded, method, pieces):
     """On a CPU the profiler counts live bytes as the CUDA allocator does on a GPU, so this is the formula without holes."""
-    precision = usual_precision(CPU)
-    plan = Plan(tokens=256, longest=32, supervised=0.5, pieces=pieces, method=method, rank=4, precision=precision)
+    plan = Plan(tokens=256, longest=32, supervised=0.5, pieces=pieces, method=method, rank=4)
     model = cut(embedded[0], 4, plan)
     for weight in model.parameters():
         weight.data.normal_(std=0.02)  # four layers of thirty know nothing; start from scratch
@@ -95,7 +95,7 @@ def test_the_allocator_agrees_within_5_percent(embedded, method, pieces):
         peak = max(peak, live)
     shape = Shape.of(model.config)
     terms = memory(shape, plan)
-    beyond = sum(terms.values()) - terms["overhead"] - shape.weights * PRECISIONS[precision][0] / GIB
+    beyond = sum(terms.values()) - terms["overhead"] - shape.weights * PRECISIONS["mixed"][0] / GIB
     assert beyond == pytest.approx(peak / GIB, rel=0.05)
 
 
