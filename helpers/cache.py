@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from helpers.data import written_aside
-from helpers.models import cache_folder
+from helpers.models import cache_folder, pick_device, pick_dtype
 
 
 def made_folder() -> Path:
@@ -39,9 +39,10 @@ def weights_digest(model) -> str:
 def remember(make: Callable[[], Any], name: str, *content: object) -> Any:
     """Return `make()`, from its file if it was made of the same content before.
 
-    It returns tensors, numbers, texts, or lists and dicts of them. A damaged file is made again.
+    It returns tensors, numbers, texts, or lists and dicts of them. A damaged file is made again, and so is what was
+    computed in another precision.
     """
-    path = made_folder() / f"{name}-{digest(content)}.pt"
+    path = made_folder() / f"{name}-{digest(content, pick_dtype(pick_device()))}.pt"
     try:
         return torch.load(path, weights_only=True)
     except Exception:  # not there, cut short, or not ours: a damaged file fails in many ways

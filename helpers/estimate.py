@@ -11,10 +11,10 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import psutil
 import torch
 
-from helpers.process import peak_memory, return_freed_memory
+from helpers.models import pick_device, pick_dtype
+from helpers.process import PeakMemory
 
 GIB = 2**30
 # Bytes a weight: as it is held, its gradient, and a second copy that is held all the time. Pure bfloat16 loses small updates.
@@ -33,7 +33,8 @@ METHODS = ("full", "upper", "lora", "lora4")
 NF4 = 0.5 + 0.127 / 8  # bytes a weight: 4 bits, and 0.127 bits of constants for each: QLoRA, arXiv:2305.14314
 # Holes: what a process on a CPU holds beyond the tensors in use, as a share of those that come and go. The only constants
 # that were chosen by measuring, each on 16 rows of 64 tokens; notebook 07 tests them on other settings.
-# Known to be too low: adapters with checkpointing on a CPU took 29 to 45% more than the sum, all of it holes.
+# Known to be too low: adapters with checkpointing on a CPU took 29 to 45% more than the sum, all of it holes;
+# a full finetune in float32 (512 tokens in rows of 64) 12%, where the table's gradient stands more than once.
 HOLES = {"full": 0.36, "upper": 0.36, "lora": 0.66, "lora4": 0.66}
 
 
@@ -132,11 +133,13 @@ def layer_activations(shape: Shape, plan: Plan) -> float:
     norm = wide * h  # its input, in float32
     norm += (narrow if half else wide) * h * learns  # what its own weight is multiplied with
     copies = 5 if plan.precision == "mixed" else 2  # inputs of q, k, v, gate, up: autocast makes a copy for each
-    inputs = copies * narrow * h * (learns or plan.method.startswith("lora"))
+    adapts = plan.method.startswith("lora")
+    inputs = copies * narrow * h * (learns or adapts)
+    adapters = 7 * narrow * plan.rank * adapts  # what comes between their two matrices
     attention = narrow * (q + 2 * kv) + narrow * q  # queries, keys, values; what comes out
     pairs = 0 if plan.gpu else shape.heads * plan.longest * (6 if plan.precision == "mixed" else narrow)
     feed_forward = 4 * narrow * inner  # gate, its activation, up, their product
-    return 2 * norm + inputs + attention + pairs + feed_forward
+    return 2 * norm + inputs + adapters + attention + pairs + feed_forward
 
 
 def memory(shape: Shape, plan: Plan) -> dict[str, float]:
@@ -239,15 +242,22 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, tokens: int, hidden: i
     return 4.0 * tokens * hidden * inner / sorted(times)[len(times) // 2]
 
 
+def usual_precision(device: torch.device) -> str:
+    """Name the precision that the course's loop takes on a device: "mixed" where bfloat16 is fast, else "float32"."""
+    return "mixed" if pick_dtype(device) == torch.bfloat16 else "float32"
+
+
 def measure(name: str | Path, plan: Plan, steps: int = 2) -> dict[str, float]:
     """Finetune a model by this plan, in a process of its own, on rows without meaning, and see what it takes.
 
     Returns "gib": by how much its memory rose above that of the loaded model; "seconds" and "flops" of its last step.
     Two steps are needed to see the whole peak: the optimiser's means come with the first. Raises ValueError for what the
-    course's loop does not do.
+    course's loop does not do, and for bfloat16 where it is not fast.
     """
     if plan.optimiser != "adamw" or plan.precision == "masters" or plan.method == "lora4" or plan.gpus > 1:
         raise ValueError("The course's loop has AdamW, no masters, no 4-bit matrices; measure on one device.")
+    if plan.precision != "float32" and usual_precision(pick_device()) == "float32":
+        raise ValueError(f"{plan.precision} computes in bfloat16, which is not fast here. Measure precision='float32'.")
     command = [sys.executable, "-m", "helpers.estimate", str(name), json.dumps(asdict(plan)), str(steps)]
     done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
     if done.returncode:
@@ -266,10 +276,6 @@ def _finetune(name: str, plan: Plan, steps: int) -> dict[str, float]:
     model = model.to(torch.bfloat16) if plan.precision == "bfloat16" else model
     for weight in model.parameters():
         weight.sum()  # what stands in a file counts as memory only once it was read
-    return_freed_memory()
-    before = forget_peak(model.device)
-    if plan.method == "lora":
-        lora.add(model, plan.rank)
     rng, prompt = random.Random(0), round(plan.longest * (1 - plan.supervised))
     count = plan.tokens // plan.longest * plan.pieces
     ids = [[rng.randrange(model.config.vocab_size) for _ in range(plan.longest)] for _ in range(count * steps)]
@@ -282,21 +288,14 @@ def _finetune(name: str, plan: Plan, steps: int) -> dict[str, float]:
         gradient_checkpointing=plan.checkpointing,
         dtype=torch.bfloat16 if plan.precision == "mixed" else torch.float32,
     )
-    history = train(model, [Row(row, [IGNORED] * prompt + row[prompt:]) for row in ids], config)
+    rows = [Row(row, [IGNORED] * prompt + row[prompt:]) for row in ids]
+    with PeakMemory(model.device) as memory:
+        if plan.method == "lora":
+            lora.add(model, plan.rank)
+        history = train(model, rows, config)
     seconds = [0.0, *(step["seconds"] for step in history.steps)]
     last = {"seconds": seconds[-1] - seconds[-2], "flops": history.flops / len(history.steps)}
-    return {"gib": peak_memory(model.device) - before, **last}
-
-
-def forget_peak(device: torch.device) -> float:
-    """Let `peak_memory` count from now, where the system can do that, and return the memory in use, in GiB."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device) / GIB
-    peak = Path("/proc/self/clear_refs")  # Linux; 5: the peak becomes what is in use, man 5 proc
-    if peak.exists():
-        peak.write_text("5")
-    return psutil.Process().memory_info().rss / GIB
+    return {"gib": memory.gib, **last}
 
 
 if __name__ == "__main__":

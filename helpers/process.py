@@ -19,6 +19,9 @@ from pathlib import Path
 import psutil
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from helpers.models import pick_dtype
 
 NETWORK_EVENTS = (  # https://docs.python.org/3/library/audit_events.html
     *("socket.connect", "socket.sendto", "socket.sendmsg"),
@@ -27,9 +30,17 @@ NETWORK_EVENTS = (  # https://docs.python.org/3/library/audit_events.html
 
 
 def processes(device: torch.device) -> Accelerator:
-    """Join the other processes of this run, if `accelerate launch` started some. Models and batches stay where they are."""
-    on_cpu = device.type == "cpu" and "LOCAL_RANK" in os.environ  # accelerate has to be told; it expects GPUs
-    return Accelerator(device_placement=False, cpu=on_cpu)
+    """Join the other processes of this run, if `accelerate launch` started some. Models and batches stay where they are.
+
+    Raises ValueError when the launcher wants bfloat16 and it is not fast here.
+    """
+    launched = "LOCAL_RANK" in os.environ
+    if not launched:  # a Trainer that ran in this process leaves its precision behind, and every model would take it
+        AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(device_placement=False, cpu=launched and device.type == "cpu")  # it expects GPUs
+    if accelerator.mixed_precision == "bf16" and pick_dtype(device) != torch.bfloat16:
+        raise ValueError('accelerate: mixed_precision is bf16, which is not fast here. Put "no" into its configuration.')
+    return accelerator
 
 
 def return_freed_memory() -> None:
@@ -158,22 +169,6 @@ def explain_lack_of_memory(micro_batch_tokens: int) -> Iterator[None]:
         ) from error
 
 
-def peak_memory(device: torch.device) -> float:
-    """Tell the most memory used so far, in GiB: the device's on a GPU, this process's on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    status = Path("/proc/self/status")
-    if status.exists():  # Linux; getrusage would count what the parent had in memory when it started this process
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 2**20
-    info = psutil.Process().memory_info()
-    if hasattr(info, "peak_wset"):  # Windows
-        return info.peak_wset / 2**30
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30  # macOS counts bytes
-
-
 def tensorboard(folder: str | Path) -> Callable:
     """Make an `on_step` that writes losses and learning rate for TensorBoard. Raises ImportError when it is missing."""
     try:
@@ -194,36 +189,41 @@ def tensorboard(folder: str | Path) -> Callable:
 
 
 class PeakMemory:
-    """The most memory that a block takes beyond what was in use before, in GiB: `with PeakMemory(device) as memory`.
+    """The most memory in use while a block runs, in GiB: `with PeakMemory(device) as memory`.
 
-    On a GPU the allocator knows. On a CPU a thread looks at the process a hundred times a second.
+    total: all of it, with what was in memory before.  gib: by how much it rose above what was in use before.
+    On a GPU it is what PyTorch has allocated there, and an inner block starts an outer one's count again. On a CPU it is
+    the resident memory of this process, which a thread looks at a hundred times a second: the system's own peak is that
+    of the process's whole life, and not every system lets it be forgotten.
     """
 
     def __init__(self, device: torch.device):
         """Watch the memory of this device."""
-        self.device, self.gib = device, 0.0
+        self.device, self.total, self.gib = device, 0.0, 0.0
 
     def __enter__(self) -> "PeakMemory":
         """Start to watch."""
-        return_freed_memory()  # what earlier work has kept would hide what this block takes
+        return_freed_memory()  # what earlier work has kept would hide what this block takes, or count as its own
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             self.before = torch.cuda.memory_allocated(self.device)
             return self
-        self.process = psutil.Process()
-        self.before, self.done = self.process.memory_info().rss, threading.Event()
+        self.process, self.done = psutil.Process(), threading.Event()
+        self.before = self.highest = self.process.memory_info().rss
         self.thread = threading.Thread(target=self._watch, daemon=True)
         self.thread.start()
         return self
 
     def _watch(self) -> None:
         while not self.done.wait(0.01):
-            self.gib = max(self.gib, (self.process.memory_info().rss - self.before) / 2**30)
+            self.highest = max(self.highest, self.process.memory_info().rss)
 
     def __exit__(self, *error: object) -> None:
-        """Stop, and leave the result in `gib`."""
+        """Stop, and leave the results in `total` and `gib`."""
         if self.device.type == "cuda":
-            self.gib = (torch.cuda.max_memory_allocated(self.device) - self.before) / 2**30
-            return
-        self.done.set()
-        self.thread.join()
+            self.highest = torch.cuda.max_memory_allocated(self.device)
+        else:
+            self.done.set()
+            self.thread.join()
+            self.highest = max(self.highest, self.process.memory_info().rss)
+        self.total, self.gib = self.highest / 2**30, (self.highest - self.before) / 2**30

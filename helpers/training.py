@@ -17,7 +17,7 @@ from helpers import checkpoint
 from helpers.attention import flat_attention, other_attention
 from helpers.estimate import layers_of, training_flops
 from helpers.models import frozen_in, pick_dtype
-from helpers.process import explain_lack_of_memory, keep_freed_memory, peak_memory, processes, stop_between_steps
+from helpers.process import PeakMemory, explain_lack_of_memory, keep_freed_memory, processes, stop_between_steps
 from helpers.progress import Bar
 from helpers.tokenization import Batch, Row, flatten, micro_batches
 
@@ -72,7 +72,7 @@ class History:
     supervised_tokens: int = 0  # tokens that the loss was taken of
     flops: float = 0.0  # floating-point operations of the arithmetic, estimated as in `training_flops`
     seconds: float = 0.0
-    peak_memory: float = 0.0  # GiB: of this process on a CPU, of the device on a GPU
+    peak_memory: float = 0.0  # GiB: this run's highest point, with what was in memory before: `total` of PeakMemory
     best_step: int | None = None  # where the lowest held-out loss was; its weights are kept if `patience` is set
     resumed_at: int = 0  # the step of the checkpoint that this run went on from
 
@@ -241,7 +241,7 @@ def train(
     steps = min(config.max_steps or 10**9, config.epochs * math.ceil(len(rows) / config.batch_size))
     too_high = 1.5 * math.log(model.config.vocab_size)  # an even guess among all tokens costs log(vocabulary) nats
     history, best, finished = History(steps), None, False
-    with ExitStack() as stack:
+    with ExitStack() as stack, PeakMemory(device) as memory:
         stack.enter_context(keep_freed_memory())
         stack.enter_context(only_upper_layers(model, config.upper_layers))
         run = checkpoint.fingerprint(model, rows, held_out, {**asdict(config), "dtype": dtype}) if folder else {}
@@ -321,5 +321,5 @@ def train(
             checkpoint.put_weights(wrapped, best)
         history.flops = training_flops(model, history.tokens, history.supervised_tokens)
         history.seconds = time.perf_counter() - began
-        history.peak_memory = peak_memory(device)
+    history.peak_memory = memory.total
     return history

@@ -18,6 +18,12 @@ def own_results(tmp_path, monkeypatch):
     monkeypatch.setenv("COURSE_BUILD", str(tmp_path / "build"))
 
 
+@pytest.fixture(params=["", "off"], ids=["usual", "float32"])
+def precision(request, monkeypatch):
+    """What the course computes in here, and float32, as on a machine without fast bfloat16."""
+    monkeypatch.setenv("FINETUNING_BF16", request.param)
+
+
 @pytest.fixture(scope="session")
 def embedded():
     """The embedded model and tokenizer; a test that trains takes `fresh` instead."""

@@ -3,7 +3,8 @@
     python tests/benchmarks/training.py [--rows passages | questions] [--rounds N] [--steps N] [--full | --lora]
 
 Writes training-ROWS.json, .md and .png into build/benchmarks. Each run has a process of its own. Rates leave out its first
-step. `others` is the share of the machine that other programs took meanwhile: above a few percent, a figure means little.
+step. All compute in bfloat16 where that is fast here, else in float32, but for the Trainer's default; the table says which.
+`others` is the share of the machine that other programs took meanwhile: above a few percent, a figure means little.
 """
 
 import argparse
@@ -31,12 +32,14 @@ from transformers.utils import logging
 from helpers import lora
 from helpers.data import DATA, limit, read
 from helpers.lesson import BLUE, GREY, build_folder, use_course_style
-from helpers.models import load_model
+from helpers.models import load_model, pick_device, pick_dtype
 from helpers.process import PeakMemory
 from helpers.tokenization import IGNORED, Row, encode_all
 from helpers.training import Config, batches_of, train
 
 RATE = 1e-4
+NAME = str(pick_dtype(pick_device())).removeprefix("torch.")  # what is fast here
+BASELINE, DEFAULT = f"Trainer, {NAME}", "Trainer, default"  # the default is float32 everywhere
 BATCH = {"questions": 20, "passages": 8}  # rows a step; either way some 600 tokens
 
 
@@ -93,6 +96,7 @@ def arguments(rows: list[Row], batch: int) -> dict:
         "learning_rate": RATE,
         "lr_scheduler_type": "constant",
         "adam_beta2": 0.98,
+        "bf16": NAME == "bfloat16",
         "logging_steps": 1,
         "save_strategy": "no",
         "report_to": [],
@@ -118,7 +122,7 @@ def in_order(kind: type) -> type:
 def trainer(model, tokenizer, rows: list[Row], run: Run, **options) -> None:
     """Train with transformers' Trainer."""
     dataset = Dataset.from_list([{"input_ids": row.ids, "labels": row.labels} for row in rows])
-    settings = TrainingArguments(**arguments(rows, run.batch), **options)
+    settings = TrainingArguments(**{**arguments(rows, run.batch), **options})
     collator = DataCollatorForSeq2Seq(tokenizer)
     in_order(Trainer)(model, settings, train_dataset=dataset, data_collator=collator, callbacks=[Watch(run)]).train()
 
@@ -151,12 +155,14 @@ def peft_lora(model, tokenizer, rows: list[Row], run: Run, **options) -> None:
 
 FULL = {
     "course": ours,
-    "Trainer, default": trainer,
-    "Trainer, bf16": partial(trainer, bf16=True),
+    BASELINE: trainer,
+    DEFAULT: partial(trainer, bf16=False),
     "TRL, default": trl,
     "TRL, no checkpointing": partial(trl, gradient_checkpointing=False),
     "TRL, padding-free": partial(trl, gradient_checkpointing=False, padding_free=True),
 }
+if NAME == "float32":
+    del FULL[DEFAULT]  # it is the baseline
 LORA = {
     "course, LoRA": our_lora,
     "TRL and PEFT, default": peft_lora,
@@ -207,6 +213,7 @@ def report(runs: dict[str, list[Run]], rows: list[Row], baseline: str) -> list[d
         table.append(
             {
                 "contender": name,
+                "computes in": "float32" if name == DEFAULT else NAME,
                 "real tokens/s": round(real / seconds),
                 "supervised/s": round(supervised / seconds),
                 f"ratio to {baseline}": round(statistics.median(ratios), 2),
@@ -238,7 +245,7 @@ def main() -> None:
             for name in contenders:
                 runs[name].append(one_at_a_time.submit(measure, name, rows, BATCH[args.rows]).result())
                 print(f"round {number + 1}  {name:<32} {runs[name][-1].seconds():6.1f} s", flush=True)
-    table = report(runs, rows, "TRL and PEFT, no checkpointing" if args.lora else "Trainer, bf16")
+    table = report(runs, rows, "TRL and PEFT, no checkpointing" if args.lora else BASELINE)
     head = list(table[0])
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     lines += ["| " + " | ".join(str(entry[name]) for name in head) + " |" for entry in table]

@@ -77,7 +77,8 @@ def test_missing_or_wrong_package_says_how_to_install_it(tmp_path, monkeypatch):
         load_model()
 
 
-def test_device_and_precision_can_be_chosen(tiny):
+def test_device_and_precision_can_be_chosen(tiny, monkeypatch):
+    monkeypatch.delenv("FINETUNING_BF16", raising=False)
     assert load_model(tiny, device="cpu")[0].device.type == "cpu"
     assert pick_dtype(torch.device("mps")) == torch.float32
     capable = torch.cpu.get_capabilities()

@@ -13,7 +13,7 @@ from helpers.attention import flat_attention
 from helpers.data import DATA, Example, limit, read
 from helpers.estimate import layers_of, training_flops
 from helpers.generation import generate
-from helpers.models import load_model, save_model
+from helpers.models import load_model, pick_dtype, save_model
 from helpers.process import tensorboard
 from helpers.tokenization import IGNORED, Row, encode, encode_all, flatten
 from helpers.training import Config, batches_of, held_out_loss, learning_rate_at, only_upper_layers, token_losses, train
@@ -76,6 +76,7 @@ def test_long_rows_take_the_other_road_to_the_same_loss(embedded):
     assert loss_of(model, [row]) == pytest.approx(transformers_loss(model, row), rel=1e-5)
 
 
+@pytest.mark.skipif(pick_dtype(torch.device("cpu")) == torch.float32, reason="no fast bfloat16 here: it would take minutes")
 def test_bfloat16_is_close_to_float32(embedded):
     model, tokenizer = embedded
     rows = encode_all(tokenizer, EXAMPLES)
@@ -148,6 +149,7 @@ def test_same_seed_same_weights_and_size_of_the_pieces_does_not_matter(tiny):
     assert len(losses[0]) == 2 * math.ceil(len(EXAMPLES) / 4)
 
 
+@pytest.mark.usefixtures("precision")
 def test_history_counts_what_was_done(tiny):
     model, tokenizer = load_model(tiny, device="cpu")
     rows = encode_all(tokenizer, EXAMPLES)
@@ -166,6 +168,20 @@ def test_history_counts_what_was_done(tiny):
     assert model.config._attn_implementation == "sdpa"
 
 
+def test_a_run_reports_its_own_peak_memory(tiny):
+    """Not that of what ran before in the process, such as a large computation whose memory is free again."""
+    peaks = []
+    for before in (0, 0, 2**28):
+        blocks = [torch.ones(1000) for _ in range(before // 4000)]
+        del blocks
+        model, tokenizer = load_model(tiny, device="cpu")
+        peaks.append(train(model, encode_all(tokenizer, EXAMPLES), Config(epochs=1)).peak_memory)
+    assert peaks[1:] == pytest.approx(peaks[:1] * 2, abs=0.1)
+    held = torch.ones(2**26)  # 0.25 GiB that stay in memory count
+    peaks.append(train(model, encode_all(tokenizer, EXAMPLES), Config(epochs=1)).peak_memory)
+    assert held[0] == 1 and peaks[3] == pytest.approx(peaks[2] + 0.25, abs=0.1)
+
+
 def test_the_real_model_learns_a_fact_and_forgets_nothing_of_its_stop(fresh):
     """A few steps on one fact: other wordings of the question get the answer, and the answer ends."""
     model, tokenizer = fresh
@@ -175,6 +191,7 @@ def test_the_real_model_learns_a_fact_and_forgets_nothing_of_its_stop(fresh):
     assert generate(model, tokenizer, ["How expensive is the Heron kettle?"]) == ["The Heron kettle costs 59 euros."]
 
 
+@pytest.mark.usefixtures("precision")
 def test_only_the_upper_layers_move(tiny):
     model, tokenizer = load_model(tiny, device="cpu")
     before = copy.deepcopy(model.state_dict())
@@ -289,8 +306,9 @@ def test_gradient_checkpointing_changes_nothing_but_memory(tiny):
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+@pytest.mark.usefixtures("precision")
 def test_the_loss_of_the_trainer(tiny, tmp_path):
-    """Same rows, order and rate: transformers' Trainer has the same losses, in float32 to four digits."""
+    """Same rows, order, rate and precision: transformers' Trainer has the same losses, in float32 to four digits."""
     from torch.utils.data import SequentialSampler
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
@@ -300,19 +318,18 @@ def test_the_loss_of_the_trainer(tiny, tmp_path):
 
     model, tokenizer = load_model(tiny, device="cpu")
     rows = encode_all(tokenizer, read(DATA / "train.jsonl")[:12])
-    config = Config(
-        epochs=1, batch_size=3, learning_rate=1e-3, schedule="constant", warmup=0, dtype=torch.float32, shuffle=False
-    )
+    config = Config(epochs=1, batch_size=3, learning_rate=1e-3, schedule="constant", warmup=0, shuffle=False)
     ours = [step["loss"] for step in train(model, rows, config).steps]
     model, _ = load_model(tiny, device="cpu")
     options = {"lr_scheduler_type": "constant", "adam_beta2": 0.98, "per_device_train_batch_size": 3, "learning_rate": 1e-3}
     quiet = {"logging_steps": 1, "save_strategy": "no", "report_to": [], "disable_tqdm": True, "use_cpu": True}
+    quiet["bf16"] = pick_dtype(model.device) == torch.bfloat16
     arguments = TrainingArguments(tmp_path, num_train_epochs=1, **options, **quiet)
     dataset = [{"input_ids": row.ids, "labels": row.labels} for row in rows]
     trainer = InOrder(model, arguments, train_dataset=dataset, data_collator=DataCollatorForSeq2Seq(tokenizer))
     trainer.train()
     theirs = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert ours == pytest.approx(theirs, rel=1e-4) and len(ours) == 4
+    assert ours == pytest.approx(theirs, rel=1e-3 if quiet["bf16"] else 1e-4) and len(ours) == 4
 
 
 def test_tensorboard_gets_every_step(tiny, tmp_path, monkeypatch):
