@@ -1,9 +1,18 @@
 """The small shared package of the course: read it in an hour, from data to training to evaluation.
 
-Nothing is imported here, so `import helpers` is instant; take what you need from its room:
+Nothing heavy is imported here, so `import helpers` is instant; take what you need from its room:
 
     formats → data → cleaning → models → lora → tokenization → attention → checkpoint → training
     → generation → retrieval → evaluation → measures → comparison → voting → lesson
     (beside them: estimate says what a finetune takes, export writes a model as GGUF)
     and beyond the hour, how models are served to many: the package `server`
 """
+
+import sys
+
+# In words that every Python 3 understands: newer ones are first met in the other modules. The Makefile runs this file too.
+if sys.version_info < (3, 11):  # noqa: UP036
+    sys.exit(
+        "error: The course needs Python 3.11 or newer, and this is %d.%d.%d. Install a newer one, delete .venv if it is there, "
+        "and say: make install PYTHON=python3.11, or python3.11 -m venv .venv" % sys.version_info[:3]  # noqa: UP031
+    )

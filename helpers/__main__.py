@@ -23,8 +23,7 @@ def doctor(args: argparse.Namespace) -> int:
         if problem:
             problems.append(problem)
 
-    found = platform.python_version()
-    line("python", found, "" if sys.version_info >= (3, 11) else "Install Python 3.11 or newer.")
+    line("python", platform.python_version())
     requirements = (ROOT / "requirements.txt").read_text(encoding="utf-8")
     marked = r'^([\w-]+)==([\w.]+)(?: ; python_version ([<>]=?) "3\.(\d+)")?'
     for package, wanted, sign, minor in re.findall(marked, requirements, re.MULTILINE):
