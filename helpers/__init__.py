@@ -12,7 +12,8 @@ import sys
 
 # In words that every Python 3 understands: newer ones are first met in the other modules. The Makefile runs this file too.
 if sys.version_info < (3, 11):  # noqa: UP036
+    found = ".".join(map(str, sys.version_info[:3]))
     sys.exit(
-        "error: The course needs Python 3.11 or newer, and this is %d.%d.%d. Install a newer one, delete .venv if it is there, "
-        "and say: make install PYTHON=python3.11, or python3.11 -m venv .venv" % sys.version_info[:3]  # noqa: UP031
+        f"error: The course needs Python 3.11 or newer, and this is {found}. Install a newer one, delete .venv if it is there, "
+        "and say: make install PYTHON=python3.11, or python3.11 -m venv .venv"
     )

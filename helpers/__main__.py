@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         if not equals:
             raise ValueError(f"-p {setting}: write it as NAME=VALUE, for example -p epochs=1")
         parameters[name] = value
-    return 0 if run(args.notebook, args.out, parameters, args.update) else 1
+    return run(args.notebook, args.out, parameters, args.update)
 
 
 def columns(setting: str) -> dict[str, str]:
