@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -132,3 +133,13 @@ def resume(folder: str | Path, model, optimizer, run: dict[str, str]) -> dict | 
     set_optimizer_state_dict(model, optimizer, state["optimizer"], options=_options())
     torch.set_rng_state(state["random"])
     return progress
+
+
+def disk_needed(model, steps: int, every: int) -> int:
+    """Estimate the bytes that a run of so many steps keeps on the disk at most: checkpoints, and what it saves in the end.
+
+    every: steps between checkpoints; 0: none. Adapters that are to be trained alone have to be on the model already.
+    """
+    learnt = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    checkpoints = min(KEPT + 1, math.ceil(steps / every)) if every else 0
+    return 4 * learnt * (1 + 3 * checkpoints)  # float32; a checkpoint holds AdamW's two means of each weight too

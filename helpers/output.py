@@ -4,16 +4,9 @@ import os
 import shutil
 from pathlib import Path
 
-MODEL_FILES = ("config.json", "adapter_config.json")  # one of these is in the folder of a whole model or of an adapter
-
 
 class OutputError(OSError):
     """What cannot be written. The message is one line and names the remedy."""
-
-
-def is_model(folder: Path) -> bool:
-    """Tell whether a folder holds a model or an adapter."""
-    return any((folder / name).is_file() for name in MODEL_FILES) and any(folder.glob("*.safetensors"))
 
 
 def _existing(path: Path) -> Path:
@@ -39,7 +32,7 @@ def check_file(path: Path | None, option: str) -> None:
         return
     _check_place(path, option)
     if path.is_dir():
-        raise OutputError(f"{option} {path}: is a folder. Name a file in it, such as {path / 'figures'}{path.suffix}.")
+        raise OutputError(f"{option} {path}: is a folder. Name a file in it.")
     if path.exists() and not os.access(path, os.W_OK):
         raise OutputError(f"{option} {path}: is write-protected. Choose another name.")
 
@@ -50,24 +43,34 @@ def check_folder(path: Path | None, option: str) -> None:
         _check_place(path / "file", option)
 
 
-def check_model_folder(path: Path, option: str, overwrite: bool) -> None:
-    """Raise OutputError when a model cannot be saved as this folder.
+def check_model_folder(path: Path, option: str, mark: str, overwrite: bool) -> None:
+    """Raise OutputError when a model cannot be saved as this folder; see `models.replace_folder`.
 
-    overwrite: whether a model that is there already may be replaced. Other things never are.
+    mark: a file that such folders hold; a folder with other things in it is never replaced.
+    overwrite: whether a model that is there already may be replaced.
     """
     _check_place(path, option)
     if path.exists() and not path.is_dir():
         raise OutputError(f"{option} {path}: there is a file of this name. Choose another folder.")
     if not path.exists() or not any(path.iterdir()):
         return
-    if not is_model(path):
-        raise OutputError(f"{option} {path}: holds something that is not a model. Choose another folder.")
+    if not (path / mark).is_file():
+        raise OutputError(f"{option} {path}: holds other things, and no {mark} that could be replaced. Choose another folder.")
     if os.path.ismount(path):
         raise OutputError(f"{option} {path}: is a disk of its own, which cannot be replaced. Choose a folder in it.")
     if not overwrite:
         raise OutputError(
             f"{option} {path}: there is a model already. Choose another folder, or add --overwrite to replace it."
         )
+
+
+def check_apart(folder: Path, others: dict[str, str | Path | None]) -> None:
+    """Raise OutputError when another path, by its option, lies in a folder that will be replaced as a whole."""
+    for option, other in others.items():
+        if other is not None and Path(other).resolve().is_relative_to(folder.resolve()):
+            raise OutputError(
+                f"{option} {other}: lies in {folder}, which is replaced when the model is saved. Move it elsewhere."
+            )
 
 
 def check_disk(path: Path, needed: float, what: str) -> None:
