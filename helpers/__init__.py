@@ -4,7 +4,8 @@ Nothing heavy is imported here, so `import helpers` is instant; take what you ne
 
     formats → data → cleaning → models → lora → tokenization → attention → checkpoint → training
     → generation → retrieval → evaluation → measures → comparison → voting → lesson
-    (beside them: estimate says what a finetune takes, export writes a model as GGUF)
+    (beside them: estimate says what a finetune takes, export writes a model as GGUF,
+    output tells beforehand what cannot be written)
     and beyond the hour, how models are served to many: the package `server`
 """
 
