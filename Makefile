@@ -7,6 +7,7 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 REQUIREMENTS := requirements.txt requirements-model.txt constraints.txt pyproject.toml
 
+.DELETE_ON_ERROR:  # half a .venv is no .venv
 .PHONY: course test install lab data lint update bench browser clean
 
 course: install  ## run every notebook, with a report at the end
@@ -44,10 +45,12 @@ clean:  ## remove what the course has made; .venv and the model's cache stay
 	rm -rf build
 
 $(BIN)/python:
+	@$(PYTHON) helpers/__init__.py  # refuses a Python that is too old
 	$(PYTHON) -m venv $(VENV)
 
 # Nothing is installed again until one of the files that say what to install has changed.
 $(VENV)/.installed: $(REQUIREMENTS) | $(BIN)/python
+	@$(BIN)/python helpers/__init__.py
 ifneq ($(TORCH_INDEX),)
 	$(BIN)/python -m pip install --quiet --index-url $(TORCH_INDEX) torch==2.13.0
 endif

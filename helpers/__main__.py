@@ -23,8 +23,7 @@ def doctor(args: argparse.Namespace) -> int:
         if problem:
             problems.append(problem)
 
-    found = platform.python_version()
-    line("python", found, "" if sys.version_info >= (3, 11) else "Install Python 3.11 or newer.")
+    line("python", platform.python_version())
     requirements = (ROOT / "requirements.txt").read_text(encoding="utf-8")
     marked = r'^([\w-]+)==([\w.]+)(?: ; python_version ([<>]=?) "3\.(\d+)")?'
     for package, wanted, sign, minor in re.findall(marked, requirements, re.MULTILINE):
@@ -72,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         if not equals:
             raise ValueError(f"-p {setting}: write it as NAME=VALUE, for example -p epochs=1")
         parameters[name] = value
-    return 0 if run(args.notebook, args.out, parameters, args.update) else 1
+    return run(args.notebook, args.out, parameters, args.update)
 
 
 def columns(setting: str) -> dict[str, str]:
@@ -99,17 +98,28 @@ def train(args: argparse.Namespace) -> int:
     import shutil
 
     from helpers.data import read, recognise, split
+    from helpers.output import check_apart, check_disk, check_file, check_folder, check_model_folder
 
+    first = os.environ.get("RANK", "0") == "0"  # the process that writes
+    checkpoints = args.output.with_name(args.output.name + "-checkpoints")
+    if first:
+        check_apart(args.output, {"--data": args.data, "--tensorboard": args.tensorboard, "--json": args.json})
+        goes_on = any(checkpoints.glob("*.pt"))  # the run that left them was allowed to save its model here
+        mark = "adapter_config.json" if args.lora_rank else "config.json"
+        check_model_folder(args.output, "--output", mark, args.overwrite or goes_on)
+        check_folder(checkpoints, "the folder for checkpoints")
+        check_folder(args.tensorboard, "--tensorboard")
+        check_file(args.json, "--json")
     source = recognise(args.data, args.format, columns(args.map))
     examples, held_out = read(source), []  # before torch is loaded, so that a wrong file is told at once
     if args.held_out:
         examples, held_out = split(examples, args.held_out, seed=args.seed)
 
     from helpers import checkpoint, lora
-    from helpers.models import load_model, pick_device, save_model
+    from helpers.models import find_model, load_model, pick_device, save_model
     from helpers.process import processes, tensorboard
     from helpers.tokenization import encode_all
-    from helpers.training import Config, train
+    from helpers.training import Config, planned_steps, train
 
     config = Config(
         epochs=args.epochs,
@@ -121,6 +131,11 @@ def train(args: argparse.Namespace) -> int:
     state = processes(pick_device())
     state.print(f"{source}\n{len(examples)} rows to train on, {len(held_out)} held out.")
 
+    log = tensorboard(args.tensorboard) if args.tensorboard and first else None
+    if first and not args.lora_rank:  # roughly, before the model is loaded; exactly below
+        files = find_model(args.model).glob("*.safetensors")
+        check_disk(args.output, sum(path.stat().st_size for path in files), "the finetuned model")
+
     def start() -> tuple:
         model, tokenizer = load_model(args.model)
         if args.lora_rank:
@@ -130,16 +145,21 @@ def train(args: argparse.Namespace) -> int:
     model, tokenizer = start()
     window = getattr(model.config, "max_position_embeddings", None)
     rows, held_rows = (encode_all(tokenizer, part, window) for part in (examples, held_out))
-    checkpoints = args.output.with_name(args.output.name + "-checkpoints")
-    log = tensorboard(args.tensorboard) if args.tensorboard and state.is_main_process else None
+    if first:
+        there = sum(path.stat().st_size for path in checkpoints.glob("*.pt"))
+        needed = checkpoint.disk_needed(model, planned_steps(len(rows), config), args.checkpoint_every) - there
+        check_disk(args.output, needed, "the model with its checkpoints (--checkpoint-every 0: none)")
     history = train(model, rows, config, held_rows, on_step=log, folder=checkpoints if args.checkpoint_every else None)
     if state.num_processes > 1:  # the weights may be cut into shares: put them together in a model of one piece
         weights = checkpoint.learnt_weights(model)
         model, tokenizer = start()
         model.load_state_dict(weights, strict=False)
-    if not state.is_main_process:
+    if not first:
         return 0
-    lora.save(model, args.output) if args.lora_rank else save_model(model, tokenizer, args.output)
+    if args.lora_rank:
+        lora.save(model, args.output)
+    else:
+        save_model(model, tokenizer, args.output)
     shutil.rmtree(checkpoints, ignore_errors=True)  # the run is complete
     rate = history.supervised_tokens / history.seconds
     report = {
@@ -155,8 +175,8 @@ def train(args: argparse.Namespace) -> int:
         "losses": [step["loss"] for step in history.steps],
         "held_out_losses": history.held_out,
     }
-    write_json(args.json, report)
     print(f"{history.rows} rows in {history.seconds:.0f} s, {rate:.0f} supervised tokens/s, {history.peak_memory:.1f} GiB.")
+    write_json(args.json, report)
     print(f'Saved. Now try: python -m helpers ask --model {args.output} "your question"')
     return 0
 
@@ -186,7 +206,10 @@ def ask(args: argparse.Namespace) -> int:
 def evaluate(args: argparse.Namespace) -> int:
     """Ask a model every question of a file and report how it did, and whether it is better than another."""
     from helpers.data import read
+    from helpers.output import check_file
 
+    check_file(args.report, "--report")
+    check_file(args.json, "--json")
     examples = read(args.data, args.format, columns(args.map))  # before torch is loaded: a wrong file is told at once
 
     from helpers.comparison import compare, report
@@ -274,6 +297,7 @@ def parser() -> argparse.ArgumentParser:
     data(added)
     added.add_argument("--model", default="embedded", help=model_help)
     added.add_argument("--output", type=Path, default=Path("build/models/mine"), help="folder for the finetuned model")
+    added.add_argument("--overwrite", action="store_true", help="replace the model that is in that folder")
     added.add_argument("--epochs", type=int, default=3, help="how often each row is seen")
     added.add_argument("--learning-rate", type=float, default=4e-4, help="how far a step goes")
     added.add_argument("--lora-rank", type=int, default=0, help="train an adapter of this rank; 0: the whole model")

@@ -1,6 +1,7 @@
 """Checkpoints: everything a finetune needs to go on after a kill as if nothing had happened."""
 
 import contextlib
+import math
 import os
 import zipfile
 from collections.abc import Sequence
@@ -152,3 +153,13 @@ def resume(folder: str | Path, model, optimizer, run: dict[str, str]) -> tuple[d
     set_optimizer_state_dict(model, optimizer, state["optimizer"], options=_options())
     torch.set_rng_state(state["random"])
     return progress, theirs
+
+
+def disk_needed(model, steps: int, every: int) -> int:
+    """Estimate the bytes that a run of so many steps keeps on the disk at most: checkpoints, and what it saves in the end.
+
+    every: steps between checkpoints; 0: none. Adapters that are to be trained alone have to be on the model already.
+    """
+    learnt = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    checkpoints = min(KEPT + 1, math.ceil(steps / every)) if every else 0
+    return 4 * learnt * (1 + 3 * checkpoints)  # float32; a checkpoint holds AdamW's two means of each weight too

@@ -10,6 +10,7 @@ import gguf
 import numpy as np
 
 from helpers.models import ModelError
+from helpers.output import check_file
 
 TYPES = {
     "F32": gguf.GGMLQuantizationType.F32,
@@ -42,6 +43,7 @@ def write_gguf(model, tokenizer, path: str | Path, weights: str = "F16", pre: st
         raise ValueError(f"weights is {weights!r}; it has to be one of {', '.join(TYPES)}.")
     if any(".lora_A." in name for name, _ in model.named_parameters()):
         raise ModelError("This model carries an adapter. Call lora.merge first.")
+    check_file(path, "GGUF file")
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = gguf.GGUFWriter(path, "llama")
     _write_shape(writer, config)

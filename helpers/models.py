@@ -211,6 +211,18 @@ def _load_folder(folder: Path) -> tuple:
     return model, tokenizer
 
 
+def find_model(name: str | Path) -> Path:
+    """Return the folder that a model's name stands for, converted or downloaded if need be; see `load_model`."""
+    path = Path(name)
+    if str(name) == EMBEDDED:
+        return embedded_folder()
+    if path.is_dir():
+        return path
+    if path.is_absolute() or str(name).startswith((".", "~")) or path.exists() or str(name).count("/") > 1:
+        raise ModelError(f"{name}: there is no such folder. Check the path, or use load_model() for the embedded model.")
+    return _download(str(name))
+
+
 def load_model(name: str | Path = EMBEDDED, device: str | torch.device | None = None) -> tuple:
     """Load a causal language model and its tokenizer.
 
@@ -220,14 +232,7 @@ def load_model(name: str | Path = EMBEDDED, device: str | torch.device | None = 
     Raises ModelError, one line with the remedy.
     """
     device = torch.device(device) if device else pick_device()
-    path = Path(name)
-    if str(name) == EMBEDDED:
-        path = embedded_folder()
-    elif not path.is_dir():
-        if path.is_absolute() or str(name).startswith((".", "~")) or path.exists() or str(name).count("/") > 1:
-            raise ModelError(f"{name}: there is no such folder. Check the path, or use load_model() for the embedded model.")
-        path = _download(str(name))
-    model, tokenizer = _load_folder(path)
+    model, tokenizer = _load_folder(find_model(name))
     model.config.name_or_path = str(name)  # an adapter's file names its base
     if tokenizer.chat_template is None:
         tokenizer.chat_template = PLAIN
@@ -242,7 +247,7 @@ def replace_folder(folder: str | Path, mark: str) -> Iterator[Path]:
 
     mark: a file that such folders hold; a folder with other things in it is not replaced.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()  # of a link, the folder it leads to
     folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.exists() and any(folder.iterdir()) and not (folder / mark).exists():
         raise ModelError(f"{folder}: holds something that is not a model. Choose another folder.")

@@ -1,16 +1,23 @@
 """Notebooks: run the course top to bottom, report it, and keep committed outputs true to their code."""
 
 import ast
+import asyncio
+import atexit
 import hashlib
 import os
 import re
+import signal
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import nbformat
+import psutil
 from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
@@ -18,6 +25,7 @@ from nbconvert import HTMLExporter
 from traitlets import default
 
 from helpers.data import ROOT
+from helpers.output import check_folder
 from helpers.progress import Bar
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -29,19 +37,27 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 BAR = re.compile(r"\d%\|.*\|.*\[|\d+\w+ \[\d\d:\d\d")  # as tqdm writes it, with or without a total
 
 
+SOCKET_BYTES = 103  # the longest name of a Unix socket that every system takes
+SECONDS_TO_STOP = 5.0  # that a cell has to clean up when the run is stopped
+STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
 class KernelManager(AsyncKernelManager):
     """Talks to kernels over files where there are Unix sockets: out of other users' reach, and without any network."""
 
     @default("transport")
     def _choose_transport(self) -> str:
-        return "tcp" if os.name == "nt" else "ipc"
+        for place in [] if os.name == "nt" else [tempfile.gettempdir(), "/tmp"]:
+            with suppress(OSError):
+                self.folder = tempfile.TemporaryDirectory(prefix="kernel-", dir=place)  # it goes when this manager goes
+                if len(os.fsencode(self.folder.name)) + len("/socket-1") <= SOCKET_BYTES:
+                    return "ipc"
+                self.folder.cleanup()
+        return "tcp"
 
     @default("ip")
     def _choose_address(self) -> str:
-        if self.transport == "tcp":
-            return "127.0.0.1"
-        self.folder = tempfile.TemporaryDirectory(prefix="kernel-")  # it goes when this manager goes
-        return str(Path(self.folder.name) / "socket")
+        return "127.0.0.1" if self.transport == "tcp" else str(Path(self.folder.name) / "socket")
 
 
 @dataclass
@@ -114,18 +130,72 @@ def drop_progress(notebook: nbformat.NotebookNode) -> None:
     notebook.metadata.pop("widgets", None)
 
 
-def execute(path: Path, out: Path, parameters: dict[str, str] | None = None) -> tuple[nbformat.NotebookNode, Report]:
+@contextmanager
+def noted_signals() -> Iterator[list[int]]:
+    """Note Ctrl-C, SIGTERM and SIGHUP, as long as a `with` block takes, rather than end: yields the numbers that came.
+
+    What was ignored before, as SIGHUP is under nohup, stays ignored. In any thread but the main one nothing is heard.
+    """
+    heard: list[int] = []
+    usual = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in STOPS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                usual[number] = signal.signal(number, lambda number, _: heard.append(number))
+    try:
+        yield heard
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+
+
+async def _perform(client: NotebookClient, manager: KernelManager, env: dict[str, str], stopped: Callable[[], bool]) -> bool:
+    """Execute a notebook until it is done, and leave no process of its kernel behind. False when it was stopped before."""
+    work = asyncio.ensure_future(client.async_execute(env=env))
+    family: list[psutil.Process] = []
+    try:
+        while not work.done() and not stopped():
+            await asyncio.wait([work], timeout=0.2)
+        if work.done():
+            await work
+            return True
+        with suppress(psutil.Error):
+            if manager.has_kernel:
+                kernel = psutil.Process(manager.provisioner.pid)
+                family = [*kernel.children(recursive=True), kernel]
+                if os.name != "nt":
+                    kernel.send_signal(signal.SIGINT)  # the cell may clean up, and end what it has started
+        client.shutdown_kernel = "immediate"
+        manager.kernel_spec.interrupt_mode = "message"  # nbclient interrupts too: not the kernel's children, which would say so
+        await asyncio.wait([work], timeout=SECONDS_TO_STOP)
+        work.cancel()
+        with suppress(Exception, asyncio.CancelledError):  # nbclient takes it for an error, or a kernel that died
+            await work
+        return False
+    finally:
+        if manager.has_kernel:  # stopped or failed while it started
+            await manager.shutdown_kernel(now=True)
+        for process in psutil.wait_procs(family, timeout=1)[1]:  # a server or a worker that would outlive its kernel
+            with suppress(psutil.Error):
+                process.kill()
+        atexit.unregister(client._cleanup_kernel)  # it has nothing to do, and would complain
+
+
+def execute(
+    path: Path, out: Path, parameters: dict[str, str] | None = None, stopped: Callable[[], bool] = lambda: False
+) -> tuple[nbformat.NotebookNode, Report]:
     """Run one notebook from a fresh kernel, and write its executed copy and an HTML page to `out`.
 
-    A notebook that fails is written as far as it came; the report says which cell failed and why.
+    stopped: asked a few times a second; once it says True, the kernel and all it has started end.
+    A notebook that fails or is stopped is written as far as it came; the report says which cell it was, and why.
     """
     from helpers.lesson import claims
 
     notebook = nbformat.read(path, as_version=4)
     set_parameters(notebook, parameters or {})
-    report, began = Report(path.stem), time.time()
+    report, began, given_up = Report(path.stem), time.time(), threading.Event()
     total = sum(cell.cell_type == "code" for cell in notebook.cells)
-    with Bar(total=total, desc=path.stem, unit="cell") as bar:
+    with Bar(total=total, desc=path.stem, unit="cell") as bar, ThreadPoolExecutor(1) as thread:
         client = NotebookClient(
             notebook,
             timeout=None,
@@ -136,14 +206,23 @@ def execute(path: Path, out: Path, parameters: dict[str, str] | None = None) -> 
             store_widget_state=False,
             on_cell_executed=lambda cell, **_: bar.update(cell.cell_type == "code"),
         )
+        env = {**os.environ, "COURSE_BUILD": str(out.resolve())}
+        # In a thread of its own: in the main one, nbclient would hear the signals in our place.
+        work = _perform(client, client.create_kernel_manager(), env, lambda: given_up.is_set() or stopped())
+        done = thread.submit(asyncio.run, work)
         try:
-            client.execute(env={**os.environ, "COURSE_BUILD": str(out.resolve())})
+            while not done.done():
+                wait([done], timeout=0.5)  # not longer: on Windows a signal is heard in between only
+            if not done.result():
+                report.failure = f"stopped in cell {client.code_cells_executed}" if client.code_cells_executed else "stopped"
         except CellExecutionError as error:
-            report.failure = f"cell {bar.n}: {error.ename}: {error.evalue}".split("\n")[0]
+            report.failure = f"cell {client.code_cells_executed}: {error.ename}: {error.evalue}".split("\n")[0]
         except (DeadKernelError, AssertionError):  # nbclient's cleaning up may stumble over a kernel that was killed
-            report.failure = f"cell {bar.n + 1}: the kernel died; most likely memory ran out"
+            report.failure = f"cell {client.code_cells_executed}: the kernel died; most likely memory ran out"
         except RuntimeError as error:
             report.failure = f"the kernel did not start: {error}"
+        finally:
+            given_up.set()  # an interrupt that the caller does not note ends the kernel too
     report.minutes = (time.time() - began) / 60
     report.claims = claims(out / "claims", since=began)
     drop_progress(notebook)
@@ -162,23 +241,42 @@ def commit_outputs(notebook: nbformat.NotebookNode, path: Path) -> None:
     nbformat.write(notebook, path)
 
 
-def run(names: list[str], out: Path, parameters: dict[str, str], update: bool, say: Callable[[str], None] = print) -> bool:
-    """Run notebooks one after another, then print a table of minutes, claims and failures. True when all went well."""
-    if update and parameters:
-        raise ValueError("--update commits the outputs of a full run; leave out -p.")
-    reports = []
-    for path in find(names):
-        notebook, report = execute(path, out, parameters)
-        reports.append(report)
-        if update and not report.failure:
-            commit_outputs(notebook, path)
+def table(reports: list[Report], say: Callable[[str], None]) -> None:
+    """Say how each notebook went: minutes, claims, and how it ended."""
     width = max(len(report.name) for report in reports)
     say(f"\n{'notebook':<{width}}  minutes  claims held  result")
     for report in reports:
-        held = f"{sum(c['holds'] for c in report.claims)} of {len(report.claims)}"
+        held = f"{sum(claim['holds'] is True for claim in report.claims)} of {len(report.claims)}"
         say(f"{report.name:<{width}}  {report.minutes:7.1f}  {held:>11}  {report.failure or 'done'}")
-        for claim in report.claims:
-            if not claim["holds"]:
-                say(f"{'':<{width}}  not in this run: {claim['id']} {claim['text']}")
+        for holds, words in ((False, "does not hold in this run"), (None, "cannot tell")):
+            for claim in report.claims:
+                if claim["holds"] is holds:
+                    say(f"{'':<{width}}  {words}: {claim['id']} {claim['text']}")
+
+
+def run(names: list[str], out: Path, parameters: dict[str, str], update: bool, say: Callable[[str], None] = print) -> int:
+    """Run notebooks one after another, then print a table of minutes, claims and failures, whatever has happened.
+
+    Returns 0 when all went well, 1 when one failed, and 128 + N when signal N (Ctrl-C, SIGTERM, SIGHUP) has stopped the run.
+    Raises ValueError before anything runs: for an unknown notebook or parameter, and for a folder that cannot be written.
+    """
+    if update and parameters:
+        raise ValueError("--update commits the outputs of a full run; leave out -p.")
+    paths = find(names)
+    for path in paths:
+        set_parameters(nbformat.read(path, as_version=4), parameters)
+    check_folder(out, "--out")
+    reports = [Report(path.stem, failure="not begun") for path in paths]
+    with noted_signals() as heard:
+        try:
+            for number, path in enumerate(paths):
+                reports[number].failure = "stopped"
+                notebook, reports[number] = execute(path, out, parameters, stopped=lambda: bool(heard))
+                if update and not reports[number].failure:
+                    commit_outputs(notebook, path)
+                if heard:
+                    break
+        finally:
+            table(reports, say)
     say(f"Executed copies and web pages are in {out}.")
-    return not any(report.failure for report in reports)
+    return 128 + heard[0] if heard else int(any(report.failure for report in reports))

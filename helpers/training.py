@@ -143,6 +143,11 @@ def batches_of(rows: Sequence[Row], config: Config) -> Iterator[list[Row]]:
             yield [rows[i] for i in order[start : start + config.batch_size]]
 
 
+def planned_steps(rows: int, config: Config) -> int:
+    """Count the steps that a finetune on so many rows takes, unless patience ends it."""
+    return min(config.max_steps or 10**9, config.epochs * math.ceil(rows / config.batch_size))
+
+
 def learning_rate_at(step: int, steps: int, config: Config) -> float:
     """Climb in a straight line to the peak, then fall as the schedule says. `step` counts from 0."""
     warmup = max(1, round(config.warmup * steps))
@@ -238,7 +243,7 @@ def train(
     accelerator = processes(model.device)
     world = accelerator.num_processes
     dtype, device = config.dtype or pick_dtype(model.device), model.device
-    steps = min(config.max_steps or 10**9, config.epochs * math.ceil(len(rows) / config.batch_size))
+    steps = planned_steps(len(rows), config)
     too_high = 1.5 * math.log(model.config.vocab_size)  # an even guess among all tokens costs log(vocabulary) nats
     history, best, finished = History(steps), None, False
     with ExitStack() as stack, PeakMemory(device) as memory:

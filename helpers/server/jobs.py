@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from helpers.data import DataError, Example, read, split, write, written_aside
+from helpers.output import check_disk
 
 KEPT = 500  # data sets, and jobs, that a server keeps; more are refused
 SECONDS = 6 * 3600.0  # of one job; it fails if it takes longer
@@ -209,11 +210,11 @@ def work(folder: Path, report) -> None:
 
     When the folder holds checkpoints of an earlier try, it goes on from there.
     """
-    from helpers import lora
+    from helpers import checkpoint, lora
     from helpers.generation import generate
     from helpers.models import save_model
     from helpers.tokenization import encode_all
-    from helpers.training import Config, train
+    from helpers.training import Config, planned_steps, train
 
     job = json.loads((folder / "job.json").read_text("utf-8"))
     given = job["finetune_args"]
@@ -239,6 +240,7 @@ def work(folder: Path, report) -> None:
     rows = encode_all(tokenizer, examples, getattr(model.config, "max_position_embeddings", None))
     if settings["r_value"]:
         lora.add(model, rank=settings["r_value"], alpha=2 * settings["r_value"])
+    check_disk(folder, checkpoint.disk_needed(model, planned_steps(len(rows), config), CHECKPOINT_EVERY), "the job")
     began, told = time.monotonic(), 0.0
     report(status="TRAINING MODEL")
 

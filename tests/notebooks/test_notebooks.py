@@ -4,14 +4,31 @@ import copy
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 
 import nbformat
+import psutil
 import pytest
 
 from helpers.data import ROOT
-from helpers.notebooks import METADATA, NOTEBOOKS, commit_outputs, drop_progress, execute, find, set_parameters, source_hash
+from helpers.notebooks import (
+    METADATA,
+    NOTEBOOKS,
+    KernelManager,
+    Report,
+    commit_outputs,
+    drop_progress,
+    execute,
+    find,
+    run,
+    set_parameters,
+    source_hash,
+    table,
+)
 
 SMALL = {
     "01_why_finetune": {
@@ -104,10 +121,10 @@ def test_notebook_runs_with_small_parameters(path, tmp_path, shallow, monkeypatc
         assert shown["both compute in"] == "float32"
 
 
-def small(tmp_path, *sources):
+def small(tmp_path, *sources, name="99_small"):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
     notebook.cells[0].metadata["tags"] = ["parameters"]
-    path = tmp_path / "99_small.ipynb"
+    path = tmp_path / f"{name}.ipynb"
     nbformat.write(notebook, path)
     return path
 
@@ -125,16 +142,74 @@ def test_a_failing_notebook_is_reported_and_kept(tmp_path):
     report = execute(path, tmp_path / "out")[1]
     assert report.failure == "cell 3: ZeroDivisionError: division by zero"
     assert read(tmp_path / "out" / path.name).cells[1].outputs[0].text == "so far\n"
-    run = subprocess.run(
-        [sys.executable, "-m", "helpers", "run", str(path), "--out", str(tmp_path / "again")], capture_output=True
-    )
-    assert run.returncode == 1 and b"cell 3: ZeroDivisionError" in run.stdout
+    command = [sys.executable, "-m", "helpers", "run", str(path), "--out", str(tmp_path / "again")]
+    done = subprocess.run(command, capture_output=True)
+    assert done.returncode == 1 and b"cell 3: ZeroDivisionError" in done.stdout
 
 
 def test_a_kernel_that_dies_is_reported(tmp_path):
     path = small(tmp_path, "a = 1", "import os; os._exit(9)")
     report = execute(path, tmp_path / "out")[1]
     assert report.failure.startswith("cell 2: the kernel died")
+
+
+FAMILY = """import os, subprocess, sys, time
+print("so far", flush=True)
+sleeper = [sys.executable, "-c", "import time; time.sleep(600)"]
+children = [subprocess.Popen(sleeper, start_new_session=apart).pid for apart in (False, True)]
+open("pids", "w").write(" ".join(map(str, [os.getpid(), *children])))
+try:
+    time.sleep(600)
+finally:
+    print("cleaned up")"""
+STOPPED = (("a", "97_done"), (FAMILY, "98_stopped"), ("a", "99_left"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_with_its_table_and_leaves_no_process(tmp_path, sent):
+    first, second, third = (small(tmp_path, "a = 1", source, name=name) for source, name in STOPPED)
+    command = [sys.executable, "-m", "helpers", "run", *map(str, (first, second, third)), "--out", str(tmp_path / "out")]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    runner = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
+    while not (tmp_path / "pids").exists() and runner.poll() is None:
+        time.sleep(0.1)
+    time.sleep(0.1)
+    os.killpg(runner.pid, sent) if sent == signal.SIGINT else runner.send_signal(sent)  # a terminal tells the whole group
+    said, errors = runner.communicate(timeout=60)
+    assert runner.returncode == 128 + sent and "Traceback" not in errors, errors
+    results = [re.split(r"  +", line)[3] for line in said.splitlines() if line.startswith("9")]
+    assert results == ["done", "stopped in cell 2", "not begun"] and "memory" not in said
+    assert read(tmp_path / "out" / second.name).cells[1].outputs[0].text == "so far\ncleaned up\n"
+    assert not [pid for pid in map(int, (tmp_path / "pids").read_text().split()) if psutil.pid_exists(pid)]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such sockets")
+@pytest.mark.parametrize("made", [True, False])
+def test_a_long_folder_for_temporary_files_and_one_that_is_not_there_will_do(tmp_path, monkeypatch, made):
+    long = tmp_path / ("x" * 150)
+    if made:
+        long.mkdir()
+    monkeypatch.setenv("TMPDIR", str(long))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    assert not execute(small(tmp_path, "a = 1"), tmp_path / "out")[1].failure
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", lambda **_: (_ for _ in ()).throw(OSError("nowhere")))
+    manager = KernelManager(kernel_name="python3")
+    assert (manager.transport, manager.ip) == ("tcp", "127.0.0.1")
+
+
+def test_a_parameter_that_the_last_notebook_lacks_is_told_before_the_first_runs(tmp_path):
+    paths = [small(tmp_path, "a = 1", name="98_first"), small(tmp_path, "b = 1", name="99_last")]
+    with pytest.raises(ValueError, match="no parameter 'a'"):
+        run([str(path) for path in paths], tmp_path / "out", {"a": "2"}, False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_table_tells_what_does_not_hold_from_what_cannot_be_told():
+    claims = [{"id": f"C{i}", "text": "t", "holds": holds} for i, holds in enumerate((True, False, None))]
+    said = []
+    table([Report("x", 1.0, claims)], said.append)
+    assert "1 of 3" in said[1] and "does not hold in this run: C1" in said[2] and "cannot tell: C2" in said[3]
 
 
 def test_only_this_runs_claims_are_counted(tmp_path):
@@ -156,8 +231,6 @@ def test_committing_outputs_is_the_same_everywhere(tmp_path):
 
 
 def test_update_refuses_other_parameters():
-    run = subprocess.run(
-        [sys.executable, "-m", "helpers", "run", "01", "--update", "-p", "epochs=9"], capture_output=True, text=True, cwd=ROOT
-    )
-    assert run.returncode == 1 and "leave out -p" in run.stderr
+    with pytest.raises(ValueError, match="leave out -p"):
+        run(["01"], ROOT / "build", {"epochs": "9"}, update=True)
     assert NOTEBOOKS.is_dir()

@@ -90,7 +90,8 @@ def test_every_format_goes_into_training(tmp_path):
     code = "import json, sys, helpers.models as models\nfrom helpers.__main__ import main\n"
     code += "def away(*_): raise models.ModelError('no model here')\nmodels.load_model = away\n"
     code += "for call in json.loads(sys.argv[1]): sys.argv = ['helpers', *call]; assert main() == 1"
-    arguments = json.dumps([["train", "--data", str(tmp_path / name), *more] for name, more in calls.items()])
+    output = ["--output", str(tmp_path / "model")]
+    arguments = json.dumps([["train", "--data", str(tmp_path / name), *output, *more] for name, more in calls.items()])
     done = subprocess.run([sys.executable, "-c", code, arguments], capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert done.returncode == 0 and done.stderr.count("error: no model here") == len(calls), done.stderr
     for name in calls:
@@ -165,8 +166,8 @@ def test_doctor_names_what_is_missing(tmp_path, monkeypatch):
         (["run", "01", "-p", "epoch=1"], "error: This notebook has no parameter 'epoch'"),
     ],
 )
-def test_errors_are_one_line_with_a_remedy(arguments, said):
-    done = helpers(*arguments)
+def test_errors_are_one_line_with_a_remedy(arguments, said, tmp_path):
+    done = helpers(*arguments, *(["--output", tmp_path / "model"] if arguments[0] == "train" else []))
     assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith(said) and "Traceback" not in done.stderr
 
 
