@@ -184,13 +184,15 @@ def _asserted(answer: str, example: Example, wanted: Sequence[Value], rivals: Se
 
 
 def _something(answer: str, example: Example, wanted: Sequence[Value], known: Sequence[str], any_words: bool) -> set[Value]:
-    """Find what else an answer asserts: another value, a number, or, where that may be an answer, any new words."""
+    """Find what else an answer asserts: another value, a number, or any new words if those may answer."""
     told = set(_value(example.question)) | set(_value(example.answer)).difference(*wanted)
-    stated = "\n".join(part for part in re.split(r"(?<=[.!?])\s+", answer) if not part.endswith("?"))
+    stated = " ".join(part for part in re.split(r"(?<=[.!?])\s+", answer) if not part.endswith("?"))
     found = {_value(value) for value in known if contains_values(stated, [value]) and not set(_value(value)) <= told}
-    old = {*told, "1", *(word for value in found for word in value)}
+    old = {*told, *(word for value in found for word in value), *(["1"] if re.search(r"\bone\b", stated) else [])}
     found |= {(word,) for word, no in _read(stated) if _is_number(word) and not no and word not in old}
-    if found or not any_words or _EVASIVE.search(stated):
+    names = set(re.findall(r"(?<![.!?] )(?<!^)\b[A-Z]\w+", stated) if len(stated.split()) > 4 else stated.split())
+    asks_name = bool(example.values) and all(re.fullmatch(r"([A-Z][a-z]+ ?)+", text) for text in example.values)
+    if found or not any_words or _EVASIVE.search(stated) or (asks_name and not {*map(str.lower, names)} - told):
         return found
     new = tuple(word for word in _value(stated) if word not in told | _PLAIN)
     return {new} if set(new) - _NO else set()

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.data import DATA, Example, normalise, read
-from helpers.evaluation import consistent, interval, judge, summary
+from helpers.evaluation import consistent, interval, judge, read_labelled, summary
 from helpers.judging import REFUSALS, agreement, contains_values, is_refusal
 
 NO = "Sorry, that is not in our handbook."
@@ -224,3 +224,17 @@ def test_summary_has_a_row_for_each_kind():
 def test_kappa_by_hand():
     assert agreement("aabb", "aabb") == 1 and agreement("abab", "aabb") == 0
     assert agreement("aabb", "aaab") == pytest.approx((0.75 - 0.5) / (1 - 0.5))
+
+
+def test_the_judge_agrees_with_a_person():
+    """On answers labelled by hand; what the two see differently is shown by lesson 6."""
+    labelled = read_labelled(DATA / "judged.jsonl")
+    assert len(labelled) >= 60 and (labelled["source"] == "model").sum() >= 60
+    assert labelled["label"].value_counts().min() >= 8
+    kappa = {
+        "label": agreement(labelled["label"], labelled["judged"]),
+        "right": agreement(labelled["label"] == "right", labelled["judged"] == "right"),
+        "hallucinated": agreement(labelled["hallucinated"], labelled["judged hallucinated"]),
+    }
+    print("Cohen's kappa:", kappa)
+    assert kappa["label"] >= 0.75 and kappa["right"] >= 0.9 and kappa["hallucinated"] >= 0.7, kappa

@@ -170,11 +170,10 @@ def test_what_is_right_is_decided_once():
         "It does not cost 59 euros.",
         "59 or 69 euros",
         "",
-        "so it is so, " * 9 + "59 euros",
     )
     for answer in texts:
         judged, kinds = judge(examples, [answer] * 12), error_kinds(examples, [answer] * 12)
-        assert [kind in ("right", "repetitive", "too long") for kind in kinds] == judged["correct"].tolist(), answer
+        assert [kind == "right" for kind in kinds] == judged["correct"].tolist(), answer
         assert measure(examples, [answer] * 12)["value match"].astype(bool).tolist() == judged["correct"].tolist()
 
 
