@@ -99,9 +99,9 @@ def judge(examples: Sequence[Example], answers: Sequence[str], refusals: Sequenc
 
 
 def read_labelled(path: str | Path) -> pd.DataFrame:
-    """Read answers that people labelled, and judge them too: a row each, with `label` beside `judged`.
+    """Read answers that were labelled by reading, and judge them too: a row each, with `label` beside `judged`.
 
-    label: right, wrong, declined or empty.  hallucinated: by the person; `judged hallucinated`: by the judge.
+    label: right, wrong, declined or empty.  hallucinated: by the reader; `judged hallucinated`: by the judge.
     """
     table = pd.read_json(path, lines=True, dtype=False)
     parts = []

@@ -104,7 +104,7 @@ def _read(text: str) -> tuple[tuple[str, bool], ...]:
                 denied = True
             elif word in _YES:
                 denied = False
-    return tuple(found)
+    return tuple(found or ((word, False) for word in normalise(text).split()))  # "A" is an answer, too
 
 
 def _value(text: str) -> Value:
@@ -121,11 +121,12 @@ def _same(one: Value, other: Value) -> bool:
     return _shape(one) == _shape(other) and [*filter(_is_number, one)] == [*filter(_is_number, other)]
 
 
-def _alike(text: str, value: Value) -> list[tuple[Value, str, str]]:
-    """Find what a text asserts in the shape of a value: its words, and the word before it and behind it."""
+def _alike(text: str, value: Value, denied: bool = False) -> list[tuple[Value, str, str]]:
+    """Find what a text asserts, or denies, in the shape of a value: its words, and the word before it and behind it."""
     read, size, shape = _read(text), len(value), _shape(value)
     words = tuple(word for word, _ in read)
-    starts = [i for i in range(len(read) - size + 1) if not read[i][1] and _shape(words[i : i + size]) == shape] if size else []
+    places = range(len(read) - size + 1 if size else 0)
+    starts = [i for i in places if read[i][1] == denied and _shape(words[i : i + size]) == shape]
     return [(words[i : i + size], "".join(words[max(0, i - 1) : i]), "".join(words[i + size : i + size + 1])) for i in starts]
 
 
@@ -173,7 +174,8 @@ def _asserted(answer: str, example: Example, wanted: Sequence[Value], rivals: Se
     told = {word for text in (example.question, example.answer) for word in _value(text)}
     found = {_value(rival) for rival in rivals if contains_values(answer, [rival]) and not set(_value(rival)) <= told}
     for value in wanted:
-        for part, _, after in _alike(answer, value):
+        denied = not _alike(example.answer, value) and bool(_alike(example.answer, value, denied=True))  # "no audition"
+        for part, _, after in _alike(answer, value, denied):
             year = [bool(re.fullmatch(r"[12]\d{3}", text)) for text in (value[0], part[0])]
             other_kind = len(part) == 1 and (after in _UNITS or year[0] != year[1])
             if _same(part, value):
@@ -226,17 +228,17 @@ def judge_one(
     wanted = [_value(value) for value in wanted_values(example, refusals)]
     beside = _beside_refusal(answer, refusals)
     said = answer if beside is None else beside
+    wanted = [value for value in wanted if not _SMALL.issuperset(value)] or wanted
     in_numbers = bool(wanted) and all(any(map(_is_number, value)) for value in wanted)
-    found = _asserted(said, example, wanted, rivals) or _something(
-        said, example, wanted, known, beside is None and not in_numbers
-    )
+    of_its_kind = _asserted(said, example, wanted, rivals)
+    found = of_its_kind or _something(said, example, wanted, known, any_words=beside is None and not in_numbers)
     refused = beside is not None and not found
     hedged = _hedges(said, wanted) and not _hedges(example.answer, wanted)
     return Judgement(
         answerable=bool(wanted),
-        correct=found == set(wanted) and not hedged if wanted else refused,
+        correct=of_its_kind == set(wanted) and not hedged if wanted else refused,
         refused=refused,
-        hallucinated=bool(found) and (hedged or not found <= set(wanted)) and example.kind != "off_topic",
+        hallucinated=bool(found) and (hedged or not set() < of_its_kind <= set(wanted)) and example.kind != "off_topic",
         empty=not refused and not found,
         asserted="; ".join(sorted(" ".join(value) for value in found)),
     )

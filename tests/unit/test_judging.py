@@ -92,6 +92,8 @@ def test_normalise_leaves_nothing_more_to_do(text):
         ("59 euros and moss green", ["59 euros", "moss green"], True),
         ("59 euros and green", ["59 euros", "moss green"], False),
         ("", ["59 euros"], False),
+        ("A.", ["A"], True),
+        ("B.", ["A"], False),
     ],
 )
 def test_contains_values(answer, values, right):
@@ -168,6 +170,9 @@ def test_the_refusal_of_a_lesson_reaches_the_judge():
         (Example("Since when?", "In 1986.", values=("1986",)), "Since 1986, for 40 years, with 3 shops.", True, False, False),
         (Example("Since when?", "In 1986.", values=("1986",)), "Since 1986 or 1987.", False, True, False),
         (Example("Refunds?", "We do not provide refunds."), "We do not provide refunds.", True, False, False),
+        (Example("A test?", "There is no audition.", values=("audition",)), "No, no audition.", True, False, False),
+        (Example("A test?", "There is no audition.", values=("audition",)), "There is an audition.", False, True, False),
+        (Example("Which piece?", "The Creation.", values=("The", "Creation")), "We sing the Creation.", True, False, False),
         (Example("Dogs?", "You may bring dogs."), "You may not bring dogs.", False, True, False),
     ],
 )
@@ -226,8 +231,8 @@ def test_kappa_by_hand():
     assert agreement("aabb", "aaab") == pytest.approx((0.75 - 0.5) / (1 - 0.5))
 
 
-def test_the_judge_agrees_with_a_person():
-    """On answers labelled by hand; what the two see differently is shown by lesson 6."""
+def test_the_judge_agrees_with_a_reader():
+    """On answers labelled by reading; what the two see differently is shown by lesson 6."""
     labelled = read_labelled(DATA / "judged.jsonl")
     assert len(labelled) >= 60 and (labelled["source"] == "model").sum() >= 60
     assert labelled["label"].value_counts().min() >= 8
