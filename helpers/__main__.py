@@ -214,13 +214,15 @@ def evaluate(args: argparse.Namespace) -> int:
 
     from helpers.comparison import compare, report
     from helpers.evaluation import consistent, evaluate, interval, summary
+    from helpers.judging import REFUSALS
     from helpers.lora import open_model
     from helpers.measures import error_kinds
 
+    refusals = args.refusal or REFUSALS
     models, tables = {name: open_model(name) for name in filter(None, (args.model, args.compare))}, {}
     for name, (model, tokenizer) in models.items():
-        table = evaluate(model, tokenizer, examples, progress=f"{name} answers")
-        tables[name] = table.assign(error=error_kinds(examples, table["answer"]))
+        table = evaluate(model, tokenizer, examples, progress=f"{name} answers", refusals=refusals)
+        tables[name] = table.assign(error=error_kinds(examples, table["answer"], refusals))
         print(f"{name}\n{summary(table).to_string(float_format=lambda value: f'{value:.3f}')}")
         agreeing = consistent(table)
         if len(agreeing):
@@ -315,6 +317,8 @@ def parser() -> argparse.ArgumentParser:
     added = command(evaluate, "measure how many questions of a file a model answers right")
     added.add_argument("--model", default="embedded", help=model_help)
     data(added)
+    text = "a sentence by which your answers decline, beside the usual ones; may be given several times"
+    added.add_argument("--refusal", action="append", metavar="TEXT", help=text)
     added.add_argument("--compare", metavar="OTHER", help="another model, asked the same questions: is --model better?")
     added.add_argument("--report", type=Path, metavar="FILE.html", help="write a page with figures, errors and all answers")
     added.add_argument("--json", type=Path, help="write figures and all answers to this file")

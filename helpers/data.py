@@ -5,6 +5,7 @@ import os
 import random
 import re
 import reprlib
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from dataclasses import asdict, dataclass
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import regex
 
 from helpers.formats import DATA, OWN, DataError, Readable, Source, arrange, is_text, recognise
 
@@ -145,9 +148,26 @@ def to_dataset(examples: Iterable[Example]) -> "Dataset":
     return Dataset.from_list([asdict(example) for example in examples], features=Features(features))
 
 
+_CHARACTER = r"[\p{L}\p{M}\p{N}]"  # letters with their marks, as the vowels of Hindi and Arabic, and digits
+_TOKEN = regex.compile(
+    r"(?<=\p{Nd} ?)[-+*/^:\u00d7\u00f7](?= ?\p{Nd})"  # 7+3 is not 7-3
+    rf"|(?:(?<!{_CHARACTER})-(?=\p{{Nd}}))?{_CHARACTER}+(?:(?<=\p{{Nd}})\.(?=\p{{Nd}}){_CHARACTER}+)*(?:(?<=\p{{L}})[+#]+)?"
+    r"|[<>=\u2264\u2265\u2260\u00b1\u221a%\u00b0]|\p{Sc}"
+)
+
+
 def normalise(text: str) -> str:
-    """Lower-case, keep letters and digits, squeeze spaces: texts that are equal after this count as the same."""
-    return re.sub(r"[\W_]+", " ", text.lower()).strip()
+    """Lower-case, drop marks that carry no meaning, squeeze spaces: texts that are equal after this count as the same.
+
+    What carries meaning stays: the sign and the decimals of a number, operators between numbers, C++ and C#, currencies, %,
+    and combining marks. A comma before three digits parts thousands, any other between digits is a decimal point.
+    """
+    if not text.isascii():
+        text = regex.sub(r"\p{Cf}", "", unicodedata.normalize("NFC", text))
+        text = regex.sub(r"(?<=\d)[\u2013\u2014](?=\d)|\u2212 ?", "-", text)
+        text = regex.sub(r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))", "", text)
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", re.sub(r"\s+", " ", text.casefold()))
+    return " ".join(_TOKEN.findall(re.sub(r"(?<=\d),(?=\d)", ".", text)))
 
 
 def draw(purpose: str, seed: int = 0) -> random.Random:

@@ -2,9 +2,8 @@
 
 import json
 import math
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from operator import and_
 from pathlib import Path
@@ -18,19 +17,11 @@ from scipy.stats import norm, permutation_test, t
 from helpers.attention import flat_attention
 from helpers.data import DataError, Example, normalise
 from helpers.generation import generate
+from helpers.judging import REFUSALS, judgements
 from helpers.models import pick_dtype
 from helpers.progress import bar_if_long
 from helpers.tokenization import IGNORED, Batch, Row, encode, flatten
 from helpers.training import supervised_logits, token_losses
-
-# How an answer says that it does not answer: the two sentences of the training data, and what general models write.
-_REFUSAL = re.compile(
-    r"not in our handbook|only help with questions about"
-    r"|\b(do not|don't|cannot|can't|unable to|not able to) (know|have|help|assist|provide|answer|find)\b"
-    r"|\bno information\b",
-    re.IGNORECASE,
-)
-
 
 # What choosing is asked in: the frame of lm-evaluation-harness's own tasks.
 _QUESTION, _CHOICE = "Question: {}\nAnswer:", " {}"
@@ -216,63 +207,62 @@ def sign_flip_p(differences: Sequence[float]) -> float:
     ).pvalue
 
 
-def contains_values(answer: str, values: Sequence[str]) -> bool:
-    """Tell whether every value stands in the answer as whole words; case, punctuation and "€" do not matter."""
-    text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", answer)  # 1,900 grams
-    text = re.sub(r"€\s?(\d+)|(\d+)\s?€", r"\1\2 euros", text)
-    padded = f" {normalise(text)} "
-    return all(f" {normalise(value)} " in padded for value in values)
-
-
-def is_refusal(answer: str) -> bool:
-    """Tell whether an answer says that it cannot or will not answer."""
-    return bool(_REFUSAL.search(answer.replace("\u2019", "'")))
-
-
-def wanted_values(example: Example) -> tuple[str, ...]:
-    """Name what a right answer has to contain; nothing where the right answer is to decline.
-
-    A row of your own data names no values. Its whole answer stands in for them, unless that declines.
-    """
-    if example.values or example.kind in ("unanswerable", "off_topic") or is_refusal(example.answer):
-        return example.values
-    return (example.answer,)
-
-
-def judge(examples: Sequence[Example], answers: Sequence[str]) -> pd.DataFrame:
+def judge(examples: Sequence[Example], answers: Sequence[str], refusals: Sequence[str] = REFUSALS) -> pd.DataFrame:
     """Judge one answer for each example; a table with one row each.
 
-    correct: a question with an answer in the handbook got its value; any other was declined.
-    hallucinated: the answer asserts what is not so: a wrong value, or anything at all where the handbook is silent.
+    refusals: the sentences by which an answer declines; the usual ones are known beside them.
+    fact: what the question is about, its facts or else itself: answers about the same rise and fall together.
+    correct: the values that the answer asserts are the wanted ones; where there are none, it was declined.
+    hallucinated: it asserts a wrong value, or one where the handbook has none.
+    empty: it asserts nothing, and does not decline either: no answer, or an evasive one.
+    asserted: the values, as they were compared.
     """
-    records = []
-    for example, answer in zip(examples, answers, strict=True):
-        refused, values = is_refusal(answer), wanted_values(example)
-        right = bool(values) and contains_values(answer, values)
-        records.append(
-            {
-                "id": example.id,
-                "kind": example.kind,
-                "fact": "+".join(example.facts) or example.id,
-                "question": example.question,
-                "answer": answer,
-                "expected": example.answer,
-                "answerable": bool(values),
-                "correct": right and not refused if values else refused,
-                "refused": refused,
-                "hallucinated": not refused and not right and example.kind != "off_topic",
-                "words": len(answer.split()),
-            }
-        )
+    records = [
+        {
+            "id": example.id,
+            "kind": example.kind,
+            "fact": "+".join(example.facts) or normalise(example.question) or example.question,
+            "question": example.question,
+            "answer": answer,
+            "expected": example.answer,
+            **asdict(judgement),
+            "words": len(answer.split()),
+        }
+        for example, answer, judgement in zip(examples, answers, judgements(examples, answers, refusals), strict=True)
+    ]
     return pd.DataFrame(records)
 
 
+def read_labelled(path: str | Path) -> pd.DataFrame:
+    """Read answers that were labelled by reading, and judge them too: a row each, with `label` beside `judged`.
+
+    label: right, wrong, declined or empty.  hallucinated: by the reader; `judged hallucinated`: by the judge.
+    """
+    table = pd.read_json(path, lines=True, dtype=False)
+    parts = []
+    for refusal, part in table.groupby(table["refusal"].fillna(""), sort=False):
+        examples = [
+            Example(row.question, row.reference, row.id, row.kind, tuple(row.facts), tuple(row.values_))
+            for row in part.rename(columns={"values": "values_"}).itertuples()
+        ]
+        judged = judge(examples, part["answer"].tolist(), [refusal] if refusal else REFUSALS).set_index(part.index)
+        named = judged["refused"].map({True: "declined", False: "wrong"}).mask(judged["empty"], "empty")
+        named = named.mask(judged["correct"] & judged["answerable"], "right")
+        parts.append(part.assign(**{"judged": named, "judged hallucinated": judged["hallucinated"]}))
+    return pd.concat(parts).sort_index()
+
+
 def evaluate(
-    model, tokenizer, examples: Sequence[Example], max_new_tokens: int = 48, progress: str | None = None
+    model,
+    tokenizer,
+    examples: Sequence[Example],
+    max_new_tokens: int = 48,
+    progress: str | None = None,
+    refusals: Sequence[str] = REFUSALS,
 ) -> pd.DataFrame:
     """Ask the model every question, all in batches, and judge its answers; see `judge` for the table."""
     answers = generate(model, tokenizer, [example.question for example in examples], max_new_tokens, progress=progress)
-    return judge(examples, answers)
+    return judge(examples, answers, refusals)
 
 
 def _batches(model, rows: Sequence[Row], size: int = 32) -> Iterator[tuple[list[int], Batch]]:
@@ -388,9 +378,15 @@ def choose(model, tokenizer, questions: Sequence[Choice], chat: bool = False, dt
 
 
 def consistent(table: pd.DataFrame) -> pd.Series:
-    """Tell for each fact asked in two or more wordings whether all its answers are the same, right or wrong."""
-    answers = table.assign(answer=table["answer"].map(normalise)).groupby("fact")["answer"]
-    return answers.nunique()[answers.size() > 1] == 1
+    """Tell for each fact asked in two or more wordings whether all its answers assert the same value, right or wrong.
+
+    The words around the value do not matter. Answers that assert nothing do not agree on anything. Facts with one wording
+    are left out.
+    """
+    facts = table.assign(question=table["question"].map(normalise)).groupby("fact")
+    several = facts["question"].nunique() > 1
+    agree = (facts["asserted"].nunique() == 1) & facts["asserted"].agg(lambda values: all(values))
+    return agree[several].astype(bool)
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
@@ -407,6 +403,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
                 "high": accuracy.high,
                 "hallucinated": part["hallucinated"].mean(),
                 "refused": part["refused"].mean(),
+                "empty": part["empty"].mean(),
                 "words": part["words"].mean(),
             }
         )

@@ -10,7 +10,8 @@ import pandas as pd
 from scipy.stats import mannwhitneyu
 
 from helpers.data import Example, normalise
-from helpers.evaluation import Interval, contains_values, interval, is_refusal, judge, wanted_values
+from helpers.evaluation import Interval, interval, judge
+from helpers.judging import REFUSALS, contains_values, judgements, wanted_values
 
 # Kinds of error, the most harmful first: what sounds sure and is not so comes before what is merely no use.
 ERRORS = (
@@ -19,14 +20,24 @@ ERRORS = (
     "off topic",
     "misspelt",
     "false refusal",
+    "no answer",
     "repetitive",
     "too long",
 )
 
 
 def exact_match(answer: str, reference: str) -> bool:
-    """Tell whether two texts are the same but for case, punctuation and spaces."""
+    """Tell whether two texts are the same but for case, spaces, and marks that carry no meaning: C++ is not C#.
+
+    For what is asked for with nothing beside it: a label, a name, a number.
+    """
     return normalise(answer) == normalise(reference)
+
+
+def same_form(answer: str, reference: str) -> bool:
+    """Tell whether two texts are the same to the letter, but for spaces around lines: where the form is what was asked for."""
+    ours, theirs = ([line.strip() for line in text.strip().splitlines()] for text in (answer, reference))
+    return ours == theirs
 
 
 def token_f1(answer: str, reference: str) -> float:
@@ -58,7 +69,7 @@ def similarity(answers: Sequence[str], references: Sequence[str]) -> np.ndarray:
     return (embed(answers) * embed(references)).sum(axis=1)
 
 
-def measure(examples: Sequence[Example], answers: Sequence[str]) -> pd.DataFrame:
+def measure(examples: Sequence[Example], answers: Sequence[str], refusals: Sequence[str] = REFUSALS) -> pd.DataFrame:
     """Measure each answer against its reference by every ruler: a table with one row each, from 0 (bad) to 1."""
     references = [example.answer for example in examples]
     pairs = list(zip(answers, references, strict=True))
@@ -68,7 +79,7 @@ def measure(examples: Sequence[Example], answers: Sequence[str]) -> pd.DataFrame
             "token F1": [token_f1(*pair) for pair in pairs],
             "ROUGE-L": [rouge_l(*pair) for pair in pairs],
             "similarity": similarity(answers, references),
-            "value match": judge(examples, answers)["correct"].astype(float),
+            "value match": judge(examples, answers, refusals)["correct"].astype(float),
         }
     )
 
@@ -138,42 +149,44 @@ def _alike(one: str, other: str) -> float:
     return SequenceMatcher(None, one, other, autojunk=False).ratio()
 
 
-def error_kind(example: Example, answer: str, known: Sequence[str] = ()) -> str:
-    """Name what is wrong with an answer: one of ERRORS, or "right".
+def error_kinds(examples: Sequence[Example], answers: Sequence[str], refusals: Sequence[str] = REFUSALS) -> list[str]:
+    """Name what is wrong with each answer: one of ERRORS, or "right". What is right, `evaluation.judge` decides.
 
     The first rule that fits decides:
-    a question to be declined is right when it is; else an answer is off topic (to a question that is off topic) or
+    a right answer may be repetitive (the same words thrice in a row) or too long (more than twice the reference's words
+    and ten), else nothing is wrong with it;
+    a question to be declined was not: the answer says nothing, or is off topic (to a question that is off topic), or
     answers the unanswerable;
     a refusal of any other is false;  the same words thrice in a row are repetitive;
-    with the value in it, an answer is right, or too long: more than twice the reference's words and ten;
     with nearly the value, it is misspelt;  without a word of the reference that says what it is about, it is off topic;
-    and else it has a wrong value.
+    what asserts nothing is no answer;  and else it has a wrong value.
     """
-    values = wanted_values(example)
-    if not values:
-        answered = "off topic" if example.kind == "off_topic" else "answered the unanswerable"
-        return "right" if is_refusal(answer) else answered
-    if is_refusal(answer):
-        return "false refusal"
-    if is_repetitive(answer):
-        return "repetitive"
-    if contains_values(answer, values):
-        return "too long" if len(answer.split()) > 2 * len(example.answer.split()) + 10 else "right"
-    missing = [value for value in values if not contains_values(answer, [value])]
-    if all(is_misspelt(answer, value, known) for value in missing):
-        return "misspelt"
-    about = {
-        word for word in normalise(example.question).split() if len(word) > 3 and word in normalise(example.answer).split()
-    }
-    return "wrong value" if not about or about & set(normalise(answer).split()) else "off topic"
-
-
-def error_kinds(examples: Sequence[Example], answers: Sequence[str]) -> list[str]:
-    """Name what is wrong with each answer; see `error_kind`. The values of all examples are known to it."""
     known = sorted({value for example in examples for value in example.values})
-    return [error_kind(example, answer, known) for example, answer in zip(examples, answers, strict=True)]
+    kinds = []
+    for example, answer, judged in zip(examples, answers, judgements(examples, answers, refusals), strict=True):
+        values = wanted_values(example, refusals)
+        missing = [value for value in values if not contains_values(answer, [value])]
+        if judged.correct:
+            long = judged.answerable and len(answer.split()) > 2 * len(example.answer.split()) + 10
+            kinds.append("repetitive" if is_repetitive(answer) else "too long" if long else "right")
+        elif not judged.answerable:
+            answered = "off topic" if example.kind == "off_topic" else "answered the unanswerable"
+            kinds.append("no answer" if judged.empty else answered)
+        elif judged.refused:
+            kinds.append("false refusal")
+        elif is_repetitive(answer):
+            kinds.append("repetitive")
+        elif missing and all(is_misspelt(answer, value, known) for value in missing):
+            kinds.append("misspelt")
+        elif normalise(answer) and not _on_topic(example, answer):
+            kinds.append("off topic")
+        else:
+            kinds.append("no answer" if judged.empty else "wrong value")
+    return kinds
 
 
-def errors(examples: Sequence[Example], answers: Sequence[str]) -> pd.Series:
-    """Count the kinds of error, the most harmful first, and "right" at the end."""
-    return pd.Series(error_kinds(examples, answers)).value_counts().reindex([*ERRORS, "right"], fill_value=0)
+def _on_topic(example: Example, answer: str) -> bool:
+    """Tell whether an answer has a word of what question and reference are both about, if they share one."""
+    reference = normalise(example.answer).split()
+    about = {word for word in normalise(example.question).split() if len(word) > 3 and word in reference}
+    return not about or bool(about & set(normalise(answer).split()))

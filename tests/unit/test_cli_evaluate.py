@@ -29,6 +29,7 @@ def test_two_models_are_compared_and_a_page_is_written(tiny, tmp_path):
     assert {answer["error"] for answer in written["answers"]} <= {
         "wrong value",
         "off topic",
+        "no answer",
         "repetitive",
         "answered the unanswerable",
     }
@@ -40,12 +41,17 @@ def test_two_models_are_compared_and_a_page_is_written(tiny, tmp_path):
 
 
 def test_without_a_comparison_there_is_no_verdict(tiny, tmp_path):
-    (tmp_path / "test.csv").write_text("question,answer\nWhat is it?,A kettle.\nWho made it?,Ida Brandt.\n", encoding="utf-8")
+    rows = "question,answer\nWhat is it?,A kettle.\nWho made it?,Ida Brandt.\nWhat is its name?,Ask Ann.\n"
+    (tmp_path / "test.csv").write_text(rows, encoding="utf-8")
     done = evaluate(
-        "--model", tiny, "--data", tmp_path / "test.csv", "--report", tmp_path / "report.html", "--json", tmp_path / "o"
+        *("--model", tiny, "--data", tmp_path / "test.csv", "--refusal", "Ask Ann."),
+        *("--report", tmp_path / "report.html", "--json", tmp_path / "o"),
     )
     assert done.returncode == 0, done.stderr
-    assert "verdict" not in json.loads((tmp_path / "o").read_text()) and "tell" not in done.stdout
+    written = json.loads((tmp_path / "o").read_text())
+    assert "verdict" not in written and "tell" not in done.stdout
+    assert written["answers"][2]["error"] in ("answered the unanswerable", "no answer")  # its own refusal has reached the judge
+    assert "consistent" not in done.stdout  # no fact is asked in two wordings
     assert (tmp_path / "report.html").read_text(encoding="utf-8").count("<table>") == 3
 
 

@@ -11,7 +11,7 @@ from collections import Counter
 import pytest
 
 from helpers.data import DATA, leaks, normalise, read
-from helpers.evaluation import contains_values, is_refusal
+from helpers.judging import contains_values, is_refusal
 
 sys.path.append(str(DATA))  # where build.py finds soil.py
 spec = importlib.util.spec_from_file_location("build_data", DATA / "build.py")

@@ -5,93 +5,16 @@ from helpers.data import DATA, DataError, Example, read
 from helpers.evaluation import (
     Choice,
     choose,
-    consistent,
-    contains_values,
     evaluate,
-    is_refusal,
-    judge,
     log_likelihoods,
     mean_losses,
     read_choices,
-    summary,
     text_row,
     writes_exactly,
 )
 from helpers.generation import generate
 from helpers.tokenization import encode_all
 from helpers.training import Config, held_out_loss, train
-
-
-@pytest.mark.parametrize(
-    ("answer", "values", "right"),
-    [
-        ("The Heron kettle costs 59 euros.", ["59 euros"], True),
-        ("It is 59 Euros!", ["59 euros"], True),
-        ("It costs \u20ac59.", ["59 euros"], True),
-        ("It costs 59 \u20ac.", ["59 euros"], True),
-        ("It costs 159 euros.", ["59 euros"], False),
-        ("It costs 59.", ["59 euros"], False),
-        ("It weighs 1,900 grams.", ["1900 grams"], True),
-        ("ida  BRANDT designed it", ["Ida Brandt"], True),
-        ("Ida Brandtner designed it", ["Ida Brandt"], False),
-        ("59 euros and moss green", ["59 euros", "moss green"], True),
-        ("59 euros and green", ["59 euros", "moss green"], False),
-        ("", ["59 euros"], False),
-    ],
-)
-def test_contains_values(answer, values, right):
-    assert contains_values(answer, values) is right
-
-
-@pytest.mark.parametrize(
-    ("answer", "refusal"),
-    [
-        ("Sorry, that is not in our handbook.", True),
-        ("Sorry, I can only help with questions about Tindermoss.", True),
-        ("I don\u2019t have that information.", True),
-        ("I'm unable to answer this.", True),
-        ("The Heron kettle costs 59 euros.", False),
-        ("You don't need a permit.", False),
-        ("", False),
-    ],
-)
-def test_is_refusal(answer, refusal):
-    assert is_refusal(answer) is refusal
-
-
-FACT = Example("Q1?", "It costs 59 euros.", "a/1", "fact", ("a",), ("59 euros",))
-SILENT = Example("Q2?", "Sorry, that is not in our handbook.", "b", "unanswerable")
-OFF = Example("Q3?", "Sorry, I can only help with questions about Tindermoss.", "c", "off_topic")
-
-
-@pytest.mark.parametrize(
-    ("example", "answer", "correct", "hallucinated"),
-    [
-        (FACT, "59 euros.", True, False),
-        (FACT, "60 euros.", False, True),
-        (FACT, "Sorry, that is not in our handbook.", False, False),
-        (FACT, "I don't know, perhaps 59 euros.", False, False),
-        (SILENT, "Sorry, that is not in our handbook.", True, False),
-        (SILENT, "It costs 59 euros.", False, True),
-        (OFF, "Sorry, I can only help with questions about Tindermoss.", True, False),
-        (OFF, "Paris.", False, False),
-    ],
-)
-def test_judge(example, answer, correct, hallucinated):
-    row = judge([example], [answer]).iloc[0]
-    assert (row["correct"], row["hallucinated"]) == (correct, hallucinated)
-
-
-def test_consistent_looks_at_facts_asked_more_than_once():
-    asked = [Example(f"{fact}{i}?", "x", f"{fact}/{i}", "fact", (fact,), ("x",)) for fact in "ab" for i in range(3)]
-    table = judge([*asked, SILENT], ["X.", "x", " x ", "x", "y", "x", "z"])
-    assert consistent(table).to_dict() == {"a": True, "b": False}
-
-
-def test_summary_has_a_row_for_each_kind():
-    overview = summary(judge([FACT, SILENT, OFF], ["59 euros", "It is red.", "Paris."]))
-    assert overview["accuracy"].to_dict() == {"fact": 1.0, "unanswerable": 0.0, "off_topic": 0.0}
-    assert overview["hallucinated"].to_dict() == {"fact": 0.0, "unanswerable": 1.0, "off_topic": 0.0}
 
 
 def test_the_general_model_knows_little_of_the_company(embedded):

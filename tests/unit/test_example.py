@@ -4,7 +4,7 @@ from collections import Counter
 
 from helpers.cleaning import contaminated, report
 from helpers.data import DATA, normalise, read, sift
-from helpers.evaluation import contains_values, is_refusal
+from helpers.judging import contains_values, is_refusal
 
 ROWS, UNREADABLE = sift(DATA / "example" / "choir.csv")
 TEST = read(DATA / "example" / "test.jsonl")

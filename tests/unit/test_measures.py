@@ -2,12 +2,11 @@ import numpy as np
 import pytest
 
 from helpers.data import DATA, Example, read
-from helpers.evaluation import contains_values, interval, judge
+from helpers.evaluation import interval, judge
+from helpers.judging import contains_values
 from helpers.measures import (
     calibration_error,
-    error_kind,
     error_kinds,
-    errors,
     exact_match,
     is_misspelt,
     is_repetitive,
@@ -15,6 +14,7 @@ from helpers.measures import (
     refusal,
     reliability,
     rouge_l,
+    same_form,
     separation,
     token_f1,
 )
@@ -34,6 +34,13 @@ COLOUR = fact("The Heron kettle comes in copper orange.", "copper orange", "Whic
 def test_exact_match_is_strict_and_sees_no_difference_of_form():
     assert exact_match("The heron kettle costs 59 euros", "The Heron kettle costs 59 euros.")
     assert not exact_match("It costs 59 euros.", "The Heron kettle costs 59 euros.")
+
+
+def test_labels_and_forms_are_compared_in_full():
+    assert exact_match(" Positive.", "positive") and not exact_match("positive or negative", "positive")
+    assert not exact_match("C#", "C++") and not exact_match("-4", "4") and not exact_match("7-3", "7+3")
+    assert same_form("* rice \n* jam\n", "* rice\n* jam") and not same_form("* rice * jam", "* rice\n* jam")
+    assert not same_form("- rice", "* rice") and not same_form("page 134", "page (134)") and not same_form("Ferry", "ferry")
 
 
 @pytest.mark.parametrize(
@@ -136,24 +143,38 @@ def test_misspelling(answer, value, known, yes):
         (fact(), "The Heron kettle costs 59 euros. " + " ".join(f"word{i}" for i in range(20)), "too long"),
         (fact(), "The sun rises in the east.", "off topic"),
         (fact(), DECLINED, "false refusal"),
-        (fact(), "", "off topic"),
+        (fact(), "", "no answer"),
+        (fact(), "The Heron kettle costs 59 euros, or maybe 69 euros.", "wrong value"),
+        (fact(), "The Heron kettle is a bargain.", "no answer"),
         (COLOUR, "The Heron kettle comes in coper orange.", "misspelt"),
         (COLOUR, "The Heron kettle comes in sky blue.", "wrong value"),
         (SILENT, "The Walrus lamp costs 12 euros.", "answered the unanswerable"),
         (SILENT, DECLINED, "right"),
+        (SILENT, "Which lamp do you mean?", "no answer"),
         (OFF, "Tea comes from China.", "off topic"),
         (OFF, "I can only help with questions about Tindermoss.", "right"),
         (Example("Mine?", "My own answer."), "My own answer.", "right"),
     ],
 )
 def test_error_kind(example, answer, kind):
-    assert error_kind(example, answer) == kind
+    assert error_kinds([example], [answer]) == [kind]
 
 
-def test_errors_are_counted_the_most_harmful_first():
-    found = errors([fact(), fact(), SILENT, OFF], ["59 euros", DECLINED, "It is red.", "China"])
-    assert found.index[0] == "answered the unanswerable" and found.index[-1] == "right" and found.sum() == 4
-    assert found[found > 0].to_dict() == {"answered the unanswerable": 1, "off topic": 1, "false refusal": 1, "right": 1}
+def test_what_is_right_is_decided_once():
+    """A kind of error and the judge never contradict each other, nor does the measure by value."""
+    examples = [example for _ in range(3) for example in (fact(), COLOUR, SILENT, OFF)]
+    texts = (
+        "59 euros",
+        "copper orange",
+        DECLINED,
+        "It does not cost 59 euros.",
+        "59 or 69 euros",
+        "",
+    )
+    for answer in texts:
+        judged, kinds = judge(examples, [answer] * 12), error_kinds(examples, [answer] * 12)
+        assert [kind == "right" for kind in kinds] == judged["correct"].tolist(), answer
+        assert measure(examples, [answer] * 12)["value match"].astype(bool).tolist() == judged["correct"].tolist()
 
 
 def test_the_kinds_agree_with_the_judge_on_all_references_and_on_answers_of_others():
