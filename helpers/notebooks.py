@@ -152,32 +152,34 @@ def noted_signals() -> Iterator[list[int]]:
 async def _perform(client: NotebookClient, manager: KernelManager, env: dict[str, str], stopped: Callable[[], bool]) -> bool:
     """Execute a notebook until it is done, and leave no process of its kernel behind. False when it was stopped before."""
     work = asyncio.ensure_future(client.async_execute(env=env))
-    family: list[psutil.Process] = []
     try:
         while not work.done() and not stopped():
             await asyncio.wait([work], timeout=0.2)
         if work.done():
             await work
             return True
+        family: list[psutil.Process] = []
         with suppress(psutil.Error):
             if manager.has_kernel:
                 kernel = psutil.Process(manager.provisioner.pid)
                 family = [*kernel.children(recursive=True), kernel]
+            if family and client.code_cells_executed:
+                client.shutdown_kernel = "immediate"
+                manager.kernel_spec.interrupt_mode = "message"  # nbclient's interrupt: children would print a trace each
                 if os.name != "nt":
-                    kernel.send_signal(signal.SIGINT)  # the cell may clean up, and end what it has started
-        client.shutdown_kernel = "immediate"
-        manager.kernel_spec.interrupt_mode = "message"  # nbclient interrupts too: not the kernel's children, which would say so
-        await asyncio.wait([work], timeout=SECONDS_TO_STOP)
+                    family[-1].send_signal(signal.SIGINT)  # the cell may clean up, and end what it has started
+                await asyncio.wait([work], timeout=SECONDS_TO_STOP)
         work.cancel()
-        with suppress(Exception, asyncio.CancelledError):  # nbclient takes it for an error, or a kernel that died
+        with suppress(Exception, asyncio.CancelledError):  # nbclient takes it for an error, or for a kernel that died
             await work
-        return False
-    finally:
-        if manager.has_kernel:  # stopped or failed while it started
-            await manager.shutdown_kernel(now=True)
-        for process in psutil.wait_procs(family, timeout=1)[1]:  # a server or a worker that would outlive its kernel
+        left = psutil.wait_procs(family, timeout=1 if client.code_cells_executed else 0)[1]
+        for process in left:  # a kernel that was about to start, or a server that would outlive its kernel
             with suppress(psutil.Error):
                 process.kill()
+        psutil.wait_procs(left, timeout=1)
+        manager.cleanup_connection_file()
+        return False
+    finally:
         atexit.unregister(client._cleanup_kernel)  # it has nothing to do, and would complain
 
 

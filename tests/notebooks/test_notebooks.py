@@ -157,8 +157,8 @@ FAMILY = """import os, subprocess, sys, time
 print("so far", flush=True)
 sleeper = [sys.executable, "-c", "import time; time.sleep(600)"]
 children = [subprocess.Popen(sleeper, start_new_session=apart).pid for apart in (False, True)]
-open("pids", "w").write(" ".join(map(str, [os.getpid(), *children])))
 try:
+    open("pids", "w").write(" ".join(map(str, [os.getpid(), *children])))
     time.sleep(600)
 finally:
     print("cleaned up")"""
@@ -174,7 +174,6 @@ def test_a_signal_ends_the_run_with_its_table_and_leaves_no_process(tmp_path, se
     runner = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
     while not (tmp_path / "pids").exists() and runner.poll() is None:
         time.sleep(0.1)
-    time.sleep(0.1)
     os.killpg(runner.pid, sent) if sent == signal.SIGINT else runner.send_signal(sent)  # a terminal tells the whole group
     said, errors = runner.communicate(timeout=60)
     assert runner.returncode == 128 + sent and "Traceback" not in errors, errors
@@ -196,6 +195,14 @@ def test_a_long_folder_for_temporary_files_and_one_that_is_not_there_will_do(tmp
     monkeypatch.setattr(tempfile, "TemporaryDirectory", lambda **_: (_ for _ in ()).throw(OSError("nowhere")))
     manager = KernelManager(kernel_name="python3")
     assert (manager.transport, manager.ip) == ("tcp", "127.0.0.1")
+
+
+@pytest.mark.parametrize("seconds", [0, 0.3])
+def test_a_run_that_is_stopped_while_its_kernel_starts_leaves_nothing(tmp_path, seconds):
+    began = time.time()
+    report = execute(small(tmp_path, "a = 1"), tmp_path / "out", stopped=lambda: time.time() - began >= seconds)[1]
+    assert report.failure == "stopped" and time.time() - began < 30
+    assert not [child for child in psutil.Process().children() if "ipykernel_launcher" in child.cmdline()]
 
 
 def test_a_parameter_that_the_last_notebook_lacks_is_told_before_the_first_runs(tmp_path):
