@@ -16,11 +16,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from helpers.models import EMBEDDED, ModelError, load_model, replace_folder
+from helpers.loading import ModelError
+from helpers.models import EMBEDDED, find_model, load_model, replace_folder
 
 LINEAR = ("Linear", "Conv1D", "FalconLinear")  # classes that map [..., in] to [..., out] and nothing else, as routers do
 BYPASSED = ("x_proj", "dt_proj", "out_proj")  # of a state-space layer, which reads their weights and does not call them
 EXPERTS = {"gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}  # names that PEFT takes for experts' own
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # what PEFT puts before the name of a module
 # Of a PEFT config: what is heeded here, or says only how the adapter was made. Any other field has to be empty.
 PLAIN_FIELDS = {
@@ -92,6 +94,16 @@ def targets_of(model: nn.Module) -> list[str]:
     return [name for name, module in _linear(model).items() if module is not head]
 
 
+def _chosen(model: nn.Module, targets: Sequence[str]) -> list[str]:
+    """List the linear layers whose names end in one of `targets`; ValueError when there are none for one of them."""
+    linear = _linear(model)
+    found = {target: [name for name in linear if f".{name}".endswith(f".{target}")] for target in targets}
+    if unknown := [target for target, names in found.items() if not names]:
+        ends = sorted({name.rpartition(".")[2] for name in linear})
+        raise ValueError(f"No linear layer is called {', '.join(unknown)}. This model has {', '.join(ends)}.")
+    return [name for name in linear if any(name in names for names in found.values())]
+
+
 def add(model: nn.Module, rank: int = 16, alpha: float = 32.0, targets: Sequence[str] | None = None, seed: int = 0) -> None:
     """Freeze the model and give each linear layer whose name ends in one of `targets` an adapter of its own.
 
@@ -102,13 +114,7 @@ def add(model: nn.Module, rank: int = 16, alpha: float = 32.0, targets: Sequence
         raise ValueError("This model has adapters already. Call merge or remove first.")
     if rank < 1:
         raise ValueError(f"rank is {rank}; it has to be at least 1.")
-    linear = _linear(model)
-    wanted = targets_of(model) if targets is None else targets
-    chosen = [name for name in linear if any(name == target or name.endswith("." + target) for target in wanted)]
-    unknown = [target for target in wanted if not any(name == target or name.endswith("." + target) for name in chosen)]
-    if unknown or not chosen:
-        ends = sorted({name.rpartition(".")[2] for name in linear})
-        raise ValueError(f"No linear layer is called {', '.join(unknown)}. This model has {', '.join(ends)}.")
+    linear, chosen = _linear(model), targets_of(model) if targets is None else _chosen(model, targets)
     torch.manual_seed(seed)
     model.requires_grad_(False)
     for name in chosen:
@@ -213,9 +219,9 @@ def save(model: nn.Module, folder: str | Path) -> Path:
         for name, layer in adapters.items()
         for part in ("lora_A", "lora_B")
     }
-    with replace_folder(folder, "adapter_config.json") as partial:
-        (partial / "adapter_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
-        save_file(tensors, partial / "adapter_model.safetensors", metadata={"format": "pt"})
+    with replace_folder(folder, CONFIG) as partial:
+        (partial / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
+        save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
     in_one_block = any(w.ndim > 2 and name.split(".")[-2] == "experts" for name, w in model.named_parameters())
     if in_one_block and EXPERTS & {name.rpartition(".")[2] for name in adapters}:
         print("For this course alone: PEFT would take some of these layers for experts. Merge the adapter to use it elsewhere.")
@@ -242,19 +248,36 @@ def _of_layer(pattern: dict[str, float] | None, name: str, usual: float) -> floa
     return next((value for key, value in (pattern or {}).items() if re.match(rf"(.*\.)?({key})$", name)), usual)
 
 
-def _read(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
-    """Read an adapter's config and tensors, or say what is wrong with it."""
-    path = folder / "adapter_config.json"
+def _read_config(folder: Path) -> dict:
+    """Read an adapter's config, or say that it cannot be read."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        tensors = load_file(folder / "adapter_model.safetensors")
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         for key in (*(config.get("rank_pattern") or {}), *(config.get("alpha_pattern") or {})):
             re.compile(key)
         if not (config["r"] > 0 and math.isfinite(config["lora_alpha"])):
             raise ValueError("its r and lora_alpha have to be numbers")
-    except (OSError, ValueError, TypeError, AttributeError, KeyError, re.error, SafetensorError) as error:
-        reason = f"{type(error).__name__}: {error}".split("\n")[0]
-        raise ModelError(f"{folder}: cannot be read as an adapter ({reason}). Save or download it again.") from error
+        return config
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, re.error) as error:
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(folder: Path, error: Exception) -> ModelError:
+    reason = f"{type(error).__name__}: {error}".split("\n")[0]
+    return ModelError(f"{folder}: cannot be read as an adapter ({reason}). Save or download it again.")
+
+
+def _read(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
+    """Read an adapter's config and tensors, or say what is wrong with it."""
+    path, config = folder / CONFIG, _read_config(folder)
+    if not (folder / WEIGHTS).is_file() and (folder / "adapter_model.bin").is_file():
+        raise ModelError(
+            f"{folder}: has its weights as adapter_model.bin only, which can carry code. Load it with peft and save it there: "
+            "PeftModel.save_pretrained writes safetensors."
+        )
+    try:
+        tensors = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(folder, error) from error
     plain = {"peft_type": ("LORA",), "bias": (None, "none"), "init_lora_weights": (None, *PLAIN_STARTS)}
     odd = [name for name, allowed in plain.items() if config.get(name) not in allowed]
     odd += [name for name, value in config.items() if value and name not in PLAIN_FIELDS]
@@ -298,14 +321,66 @@ def load(model: nn.Module, folder: str | Path) -> None:
         _replace(model, name, layer)
 
 
-def open_model(name: str | Path) -> tuple:
-    """Load model and tokenizer by name or folder; the folder of an adapter gives its base with the adapter merged in."""
-    config = Path(name) / "adapter_config.json"
-    if not config.is_file():
+def adapter_folder(name: str | Path) -> Path | None:
+    """Find the folder of an adapter by its name, which may be one on the hub; None when that is something else."""
+    path = Path(name)
+    on_hub = str(name) != EMBEDDED and not path.exists() and str(name).count("/") == 1 and not str(name).startswith((".", "~"))
+    folder = find_model(name) if on_hub else path
+    return folder if (folder / CONFIG).is_file() and not (folder / "config.json").is_file() else None
+
+
+def _open_base(name: str | Path, folder: Path, above: tuple[str, ...]) -> tuple:
+    """Load the model that an adapter was trained on, or say where its name stands."""
+    base = str(_read_config(folder).get("base_model_name_or_path") or EMBEDDED)
+    if base in (*above, str(name)):
+        raise ModelError(f"{folder / CONFIG}: its base_model_name_or_path leads back to itself. Write the model's place there.")
+    try:
+        return open_model(base, (*above, str(name)))
+    except ModelError as error:
+        raise ModelError(
+            f"{name}: its base cannot be loaded ({error}) If it was moved, write its place into {folder / CONFIG}."
+        ) from error
+
+
+def open_model(name: str | Path, above: tuple[str, ...] = ()) -> tuple:
+    """Load model and tokenizer by name or folder; an adapter's gives its base, which may be an adapter, too, merged with it.
+
+    above: the adapters whose bases led here. Raises ModelError.
+    """
+    folder = adapter_folder(name)
+    if folder is None:
         return load_model(name)
-    base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    model, tokenizer = open_model(base or EMBEDDED)
-    load(model, name)
+    model, tokenizer = _open_base(name, folder, above)
+    load(model, folder)
     merge(model)
     model.config.name_or_path = str(name)  # the base of the next adapter, should one be trained on top
     return model, tokenizer
+
+
+def open_learner(
+    name: str | Path, rank: int = 0, alpha: float | None = None, targets: Sequence[str] | None = None, seed: int = 0
+) -> tuple:
+    """Load a model to train, and its tokenizer: the whole of it, or, with a rank, an adapter beside it.
+
+    The name of an adapter gives its base with that adapter, which then learns on. rank, alpha, targets: as in `add`; alpha is
+    twice the rank when left out. Raises ModelError when they ask for another adapter than the one named.
+    """
+    folder = adapter_folder(name)
+    if folder is None:
+        model, tokenizer = load_model(name)
+        if rank:
+            add(model, rank, 2 * rank if alpha is None else alpha, targets, seed)
+        elif targets or alpha is not None:
+            raise ValueError("LoRA's alpha and targets were given without its rank. Add --lora-rank, such as 16.")
+        return model, tokenizer
+    model, tokenizer = _open_base(name, folder, ())
+    load(model, folder)
+    config, has = _read_config(folder), list(layers(model))
+    wanted = has if targets is None else _chosen(model, targets)
+    if rank in (0, config["r"]) and alpha in (None, config["lora_alpha"]) and set(wanted) == set(has):
+        return model, tokenizer
+    its = f"an adapter of rank {config['r']} and alpha {config['lora_alpha']:g} on {', '.join(_ends(model, layers(model)))}"
+    raise ModelError(
+        f"{name}: is {its}, and learns on as it is. Leave out --lora-rank, --lora-alpha and --lora-targets; or merge it "
+        f"and begin another: python -m helpers merge --model {name} --output {str(name).rstrip('/')}-merged"
+    )
