@@ -2,7 +2,7 @@
 
 Nothing heavy is imported here, so `import helpers` is instant; take what you need from its room:
 
-    formats → data → cleaning → models → lora → tokenization → attention → checkpoint → training
+    formats → data → cleaning → loading → models → lora → tokenization → attention → checkpoint → training
     → generation → retrieval → evaluation → measures → comparison → voting → lesson
     (beside them: estimate says what a finetune takes, export writes a model as GGUF, progress shows how far work is,
     output tells beforehand what cannot be written)

@@ -189,7 +189,7 @@ def not_quantised(source: Source) -> str:
     if said is None and not integers:
         return ""
     how = said.get("quant_method") if isinstance(said, dict) else None
-    return f"is quantised ({how or ', '.join(source.kinds)}): weights so rounded do not learn. {ORIGINAL}"
+    return f"is quantised ({how or ', '.join(sorted(source.kinds))}): weights so rounded do not learn. {ORIGINAL}"
 
 
 def writes_text(source: Source) -> str:
@@ -265,6 +265,16 @@ def fits(model, tokenizer, info: dict, source: Source) -> str:
     )
 
 
+def unreadable(error: Exception, source: Source) -> str:
+    """Say what to do when transformers cannot read the folder."""
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    if "trust_remote_code" in reason:
+        return f"its tokenizer comes with code of its own, and none but transformers' own is run here. {OTHER}"
+    if "sentencepiece" in reason and not source.has("tokenizer.json"):
+        return "its tokenizer is in a format that two packages read. Run: pip install sentencepiece tiktoken, and try again."
+    return f"cannot be read as a model ({reason[:160]}). Download or save it again."
+
+
 FILES = (not_two_things, one_model, fetched, weights_there, tokenizer_there)
 CONFIG = (readable, not_quantised, writes_text, has_a_head)
 LOADED = (whole, ends, fits)
@@ -321,9 +331,8 @@ def load_folder(folder: Path, name: str) -> tuple:
             )
         except ModelError:
             raise
-        except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
-            raise ModelError(f"{name}: cannot be read as a model ({reason}). Download or save it again.") from error
+        except Exception as error:  # whatever is wrong with a file comes as an error of another kind
+            raise ModelError(f"{name}: {unreadable(error, source)}") from error
     refuse(source, LOADED, model, tokenizer, info)
     extra = sorted(info["unexpected_keys"])
     if source.text_alone:

@@ -203,7 +203,7 @@ def load_model(name: str | Path = EMBEDDED, device: str | torch.device | None = 
     model.config.name_or_path = str(name)  # an adapter's file names its base
     if tokenizer.chat_template is None:
         tokenizer.chat_template = PLAIN
-    if tokenizer.pad_token is None:
+    if tokenizer.pad_token is None or tokenizer.pad_token_id >= model.get_input_embeddings().weight.shape[0]:
         tokenizer.pad_token = tokenizer.eos_token
     return model.to(device).eval(), tokenizer
 

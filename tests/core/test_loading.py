@@ -151,9 +151,11 @@ def shards(folder):
 
 
 def several(folder):
+    files = list(folder.iterdir())
     for name in ("checkpoint-1", "checkpoint-2"):
-        shutil.copytree(folder, folder.parent / name)
-        shutil.move(folder.parent / name, folder / name)
+        (folder / name).mkdir()
+        for path in files:
+            shutil.copy(path, folder / name)
     (folder / "config.json").unlink()
 
 
@@ -207,6 +209,20 @@ def test_a_tokenizer_without_an_end(folder):
     assert load_model(folder, "cpu")[1].eos_token_id == 2
 
 
+def test_a_tokenizer_that_needs_more_than_is_here(folder):
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.model").write_bytes(b"of sentencepiece")
+    edit(folder / "tokenizer_config.json", tokenizer_class="LlamaTokenizer")
+    assert "pip install sentencepiece tiktoken" in refused(folder)
+    edit(folder / "tokenizer_config.json", tokenizer_class="Theirs", auto_map={"AutoTokenizer": ["theirs.Theirs", None]})
+    assert "code of its own" in refused(folder)
+
+
+def test_padding_that_has_no_row_is_not_used(folder):
+    tokenizer_of(pad_token="<more>").save_pretrained(folder)
+    assert load_model(folder, "cpu")[1].pad_token == "</s>"
+
+
 def test_a_tokenizer_larger_than_the_embedding(folder):
     """Refused where its tokens are in use; the remedy works. A token that no text has, as Gemma's for pictures, may stay."""
     larger = tokenizer_of()
@@ -217,14 +233,16 @@ def test_a_tokenizer_larger_than_the_embedding(folder):
     assert "has 66 tokens, and its embedding only 64 rows" in refused(folder)
     larger.chat_template = "{% for m in messages %}<picture>{{ m['content'] }}{% endfor %}"
     larger.save_pretrained(folder)
-    model, tokenizer = load_model(mended(refused(folder), folder), "cpu")
+    model, tokenizer = load_model(mended(refused(folder)), "cpu")
     assert model.get_input_embeddings().weight.shape[0] == 65 == len(tokenizer)
 
 
-def mended(said, folder):
+def mended(said):
     """Do what the line says, as a user would; return the new folder that it names."""
     command, _, new = said[said.index("python -c") :].rpartition(" and then --model ")
-    subprocess.run([sys.executable, *shlex.split(command)[1:]], check=True, capture_output=True, cwd=folder.parent)
+    python, option, code = shlex.split(command)
+    assert (python, option) == ("python", "-c")
+    exec(code, {})
     return new
 
 
@@ -234,7 +252,7 @@ def test_weights_that_may_carry_code_are_converted(folder):
     (folder / "model.safetensors").unlink()
     said = refused(folder)
     assert "has its weights as *.bin only" in said
-    model, _ = load_model(mended(said, folder), "cpu")
+    model, _ = load_model(mended(said), "cpu")
     assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
 
 
