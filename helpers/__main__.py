@@ -1,4 +1,4 @@
-"""The command line: python -m helpers doctor | run | check | train | ask | evaluate | serve."""
+"""The command line: python -m helpers doctor | run | check | train | merge | ask | evaluate | serve."""
 
 import argparse
 import json
@@ -6,6 +6,8 @@ import os
 import re
 import sys
 from pathlib import Path
+
+PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 def doctor(args: argparse.Namespace) -> int:
@@ -105,7 +107,8 @@ def train(args: argparse.Namespace) -> int:
     if first:
         check_apart(args.output, {"--data": args.data, "--tensorboard": args.tensorboard, "--json": args.json})
         goes_on = any(checkpoints.glob("*.pt"))  # the run that left them was allowed to save its model here
-        mark = "adapter_config.json" if args.lora_rank else "config.json"
+        goes_further = (Path(args.model) / "adapter_config.json").is_file()  # with an adapter
+        mark = "adapter_config.json" if args.lora_rank or goes_further else "config.json"
         check_model_folder(args.output, "--output", mark, args.overwrite or goes_on)
         check_folder(checkpoints, "the folder for checkpoints")
         check_folder(args.tensorboard, "--tensorboard")
@@ -116,7 +119,7 @@ def train(args: argparse.Namespace) -> int:
         examples, held_out = split(examples, args.held_out, seed=args.seed)
 
     from helpers import checkpoint, lora
-    from helpers.models import find_model, load_model, pick_device, save_model
+    from helpers.models import find_model, pick_device, save_model, saved_precision
     from helpers.process import processes, tensorboard
     from helpers.tokenization import encode_all
     from helpers.training import Config, planned_steps, train
@@ -132,15 +135,12 @@ def train(args: argparse.Namespace) -> int:
     state.print(f"{source}\n{len(examples)} rows to train on, {len(held_out)} held out.")
 
     log = tensorboard(args.tensorboard) if args.tensorboard and first else None
-    if first and not args.lora_rank:  # roughly, before the model is loaded; exactly below
+    if first and mark == "config.json":  # roughly, before the model is loaded; exactly below
         files = find_model(args.model).glob("*.safetensors")
         check_disk(args.output, sum(path.stat().st_size for path in files), "the finetuned model")
 
     def start() -> tuple:
-        model, tokenizer = load_model(args.model)
-        if args.lora_rank:
-            lora.add(model, rank=args.lora_rank, alpha=2 * args.lora_rank, seed=args.seed)
-        return model, tokenizer
+        return lora.open_learner(args.model, args.lora_rank, args.lora_alpha, args.lora_targets, args.seed)
 
     model, tokenizer = start()
     window = getattr(model.config, "max_position_embeddings", None)
@@ -156,10 +156,13 @@ def train(args: argparse.Namespace) -> int:
         model.load_state_dict(weights, strict=False)
     if not first:
         return 0
-    if args.lora_rank:
+    if lora.layers(model):
         lora.save(model, args.output)
     else:
-        save_model(model, tokenizer, args.output)
+        save_model(model, tokenizer, args.output, precision(args.dtype))
+        if not args.dtype and saved_precision(model) != model.dtype:
+            name = str(saved_precision(model)).removeprefix("torch.")
+            print(f"Saved in {name}, as it came; --dtype float32 keeps the last bits of what was learnt, in twice the space.")
     shutil.rmtree(checkpoints, ignore_errors=True)  # the run is complete
     rate = history.supervised_tokens / history.seconds
     report = {
@@ -177,6 +180,28 @@ def train(args: argparse.Namespace) -> int:
     }
     print(f"{history.rows} rows in {history.seconds:.0f} s, {rate:.0f} supervised tokens/s, {history.peak_memory:.1f} GiB.")
     write_json(args.json, report)
+    print(f'Saved. Now try: python -m helpers ask --model {args.output} "your question"')
+    return 0
+
+
+def precision(name: str | None):
+    """Turn "float32" into what torch means by it."""
+    import torch
+
+    return getattr(torch, name) if name else None
+
+
+def merge(args: argparse.Namespace) -> int:
+    """Save an adapter and the model it was trained on as one model."""
+    from helpers.lora import adapter_folder, open_model
+    from helpers.models import save_model
+    from helpers.output import check_model_folder
+
+    check_model_folder(args.output, "--output", "config.json", args.overwrite)
+    if adapter_folder(args.model) is None:
+        raise ValueError(f"--model {args.model}: is not an adapter, so there is nothing to merge. It can be used as it is.")
+    model, tokenizer = open_model(args.model)
+    save_model(model, tokenizer, args.output, precision(args.dtype))
     print(f'Saved. Now try: python -m helpers ask --model {args.output} "your question"')
     return 0
 
@@ -262,6 +287,11 @@ def write_json(path: Path | None, content: dict) -> None:
     write_text(path, json.dumps(content, indent=1, default=float))
 
 
+def names(setting: str) -> list[str]:
+    """Understand q_proj,v_proj."""
+    return [name.strip() for name in setting.split(",") if name.strip()]
+
+
 def parser() -> argparse.ArgumentParser:
     """Describe the commands."""
     from helpers.formats import FORMATS
@@ -302,13 +332,22 @@ def parser() -> argparse.ArgumentParser:
     added.add_argument("--overwrite", action="store_true", help="replace the model that is in that folder")
     added.add_argument("--epochs", type=int, default=3, help="how often each row is seen")
     added.add_argument("--learning-rate", type=float, default=4e-4, help="how far a step goes")
-    added.add_argument("--lora-rank", type=int, default=0, help="train an adapter of this rank; 0: the whole model")
+    added.add_argument("--lora-rank", type=int, default=0, help="train an adapter of this rank; 0: all of what --model is")
+    added.add_argument("--lora-alpha", type=float, help="what the adapter adds is times alpha / rank; left out: 2")
+    added.add_argument("--lora-targets", type=names, metavar="NAME,NAME", help="layers to adapt; left out: all linear ones")
+    added.add_argument("--dtype", choices=PRECISIONS, help="precision to save in; left out: what the weights came in")
     added.add_argument("--checkpoint-every", type=int, default=100, help="steps between checkpoints; 0: none")
     added.add_argument("--tensorboard", type=Path, help="folder to log losses to for TensorBoard, if that is installed")
     added.add_argument("--max-steps", type=int, help="stop after so many steps")
     added.add_argument("--held-out", type=float, default=0.0, help="share of the rows to keep back and take a loss of")
     added.add_argument("--seed", type=int, default=0, help="decides the order of the rows and the split")
     added.add_argument("--json", type=Path, help="write the figures to this file")
+
+    added = command(merge, "save an adapter and its base as one model")
+    added.add_argument("--model", required=True, help="folder of the adapter")
+    added.add_argument("--output", type=Path, required=True, help="folder for the model")
+    added.add_argument("--overwrite", action="store_true", help="replace the model that is in that folder")
+    added.add_argument("--dtype", choices=PRECISIONS, help="precision to save in; left out: what the base came in")
 
     added = command(ask, "ask a model a question, or chat with it")
     added.add_argument("--model", default="embedded", help=model_help)

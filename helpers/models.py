@@ -15,6 +15,7 @@ from unittest.mock import patch
 import torch
 from platformdirs import user_cache_path
 
+from helpers.loading import ModelError, load_folder, no_bars
 from helpers.progress import Bar
 
 EMBEDDED = "embedded"
@@ -31,10 +32,6 @@ PLAIN = (
     "{% for message in messages %}{{ message['role'].title() }}: {{ message['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}Assistant: {% endif %}"
 )
-
-
-class ModelError(RuntimeError):
-    """A model that cannot be loaded. The message is one line and names the remedy."""
 
 
 def pick_device() -> torch.device:
@@ -177,40 +174,6 @@ def _download(name: str) -> Path:
         raise ModelError(f"{name}: could not be downloaded ({why}). Connect and run this again. {embedded}") from error
 
 
-@contextmanager
-def no_bars() -> Iterator[None]:
-    """Hide transformers' own progress bars, which last less than a second here."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-def _load_folder(folder: Path) -> tuple:
-    """Load model and tokenizer from a folder, and refuse one in which a weight is missing."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-        raise ModelError(f"{folder}: no config.json or no *.safetensors in it. Download or save the model again.")
-    try:
-        with no_bars():
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            model, info = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
-            )
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}".split("\n")[0][:160]
-        raise ModelError(f"{folder}: cannot be read as a model ({reason}). Download or save it again.") from error
-    if missing := sorted(info["missing_keys"]):
-        raise ModelError(f"{folder}: {len(missing)} weights are missing, such as {missing[0]}. Download or save it again.")
-    return model, tokenizer
-
-
 def find_model(name: str | Path) -> Path:
     """Return the folder that a model's name stands for, converted or downloaded if need be; see `load_model`."""
     path = Path(name)
@@ -218,7 +181,11 @@ def find_model(name: str | Path) -> Path:
         return embedded_folder()
     if path.is_dir():
         return path
-    if path.is_absolute() or str(name).startswith((".", "~")) or path.exists() or str(name).count("/") > 1:
+    if path.is_file():
+        a_model = "a model is a folder with config.json, *.safetensors and a tokenizer"
+        hint = "GGUF is for answering: take the model it was made of." if path.suffix == ".gguf" else "Name its folder."
+        raise ModelError(f"{name}: is a file, and {a_model}. {hint}")
+    if path.is_absolute() or str(name).startswith((".", "~")) or str(name).count("/") > 1:
         raise ModelError(f"{name}: there is no such folder. Check the path, or use load_model() for the embedded model.")
     return _download(str(name))
 
@@ -228,15 +195,15 @@ def load_model(name: str | Path = EMBEDDED, device: str | torch.device | None = 
 
     name: "embedded" (SmolLM2-135M-Instruct, no network needed), a folder, or a name on the hub.
     device: where to put it; the fastest there is when left out.
-    Returns (model, tokenizer): weights in float32, the model in evaluation mode.
-    Raises ModelError, one line with the remedy.
+    Returns (model, tokenizer): weights in float32, the model in evaluation mode. `model.stored_dtype` is the precision that
+    they came in, and that `save_model` writes again. Raises ModelError, one line with the remedy; see `loading`.
     """
     device = torch.device(device) if device else pick_device()
-    model, tokenizer = _load_folder(find_model(name))
+    model, tokenizer = load_folder(find_model(name), str(name))
     model.config.name_or_path = str(name)  # an adapter's file names its base
     if tokenizer.chat_template is None:
         tokenizer.chat_template = PLAIN
-    if tokenizer.pad_token is None:
+    if tokenizer.pad_token is None or tokenizer.pad_token_id >= model.get_input_embeddings().weight.shape[0]:
         tokenizer.pad_token = tokenizer.eos_token
     return model.to(device).eval(), tokenizer
 
@@ -261,11 +228,27 @@ def replace_folder(folder: str | Path, mark: str) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def save_model(model, tokenizer, folder: str | Path) -> Path:
-    """Save model and tokenizer as a folder that `load_model` and plain transformers load; return the folder."""
+def saved_precision(model) -> torch.dtype:
+    """Name the precision that `save_model` writes: what the weights came in, if they were loaded as float32, else theirs."""
+    return getattr(model, "stored_dtype", model.dtype) if model.dtype == torch.float32 else model.dtype
+
+
+def save_model(model, tokenizer, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
+    """Save model and tokenizer as a folder that `load_model` and plain transformers load; return the folder.
+
+    dtype: the precision to write; left out, that of `saved_precision`, so that a model is as large as it came. Weights that
+    came in bfloat16 are trained in float32 and rounded once, here; torch.float32 keeps all they learnt, in twice the space.
+    """
     if any(".lora_A." in name for name, _ in model.named_parameters()):
         raise ModelError("This model carries an adapter. Call lora.merge first, or lora.save for the adapter alone.")
+    dtype = dtype or saved_precision(model)
+    rounded = {id(weight): weight.detach().to(dtype) for weight in model.parameters()}  # tied ones stay one
+    named = dict(model.named_parameters(remove_duplicate=False))
+    weights = {name: rounded[id(named[name])] if name in named else held for name, held in model.state_dict().items()}
     with replace_folder(folder, "config.json") as partial, no_bars():
-        model.save_pretrained(partial)
+        model.save_pretrained(partial, state_dict=weights)
         tokenizer.save_pretrained(partial)
+        config = json.loads((partial / "config.json").read_text(encoding="utf-8"))
+        config["dtype"] = str(dtype).removeprefix("torch.")
+        (partial / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return Path(folder)

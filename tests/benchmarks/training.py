@@ -149,7 +149,7 @@ def peft_lora(model, tokenizer, rows: list[Row], run: Run, **options) -> None:
     """Train adapters with TRL and PEFT."""
     from peft import LoraConfig
 
-    adapters = LoraConfig(r=16, lora_alpha=32, target_modules=list(lora.LINEAR), task_type="CAUSAL_LM")
+    adapters = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     trl(model, tokenizer, rows, run, peft_config=adapters, **options)
 
 

@@ -119,7 +119,7 @@ def lose_tokenizer(folder):
         (break_config, "no config.json"),
         (break_weights, "cannot be read as a model"),
         (lose_weights, "1 weights are missing, such as model.layers.1.mlp.up_proj.weight"),
-        (lose_tokenizer, "cannot be read as a model"),
+        (lose_tokenizer, "no tokenizer"),
     ],
 )
 def test_half_a_model_is_refused_in_one_line(tiny, tmp_path, damage, said):
