@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from helpers import checkpoint
-from helpers.attention import flat_attention, other_attention
+from helpers.attention import batch_logits, flat_attention, other_attention
 from helpers.estimate import layers_of, training_flops
 from helpers.models import frozen_in, pick_dtype
 from helpers.process import explain_lack_of_memory, keep_freed_memory, peak_memory, processes, stop_between_steps
@@ -87,19 +87,12 @@ class History:
 
 
 def supervised_logits(model, batch: Batch, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Compute what the model expects where a token is supervised: logits [S, vocabulary], inside `flat_attention`.
+    """Compute what the model expects where a token is supervised: logits [S, vocabulary], see `batch_logits`.
 
     The matrix products run in `dtype` while the weights stay float32. Logits are made only where a token is supervised.
     """
     with torch.autocast(batch.ids.device.type, dtype=dtype, enabled=dtype != torch.float32):
-        logits = model(
-            input_ids=batch.ids,
-            position_ids=batch.position_ids,
-            lengths=batch.lengths,
-            logits_to_keep=batch.keep,
-            use_cache=False,
-        ).logits
-    return logits[0].float()
+        return batch_logits(model, batch).float()
 
 
 def token_losses(model, batch: Batch, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -239,6 +232,7 @@ def train(
     steps = min(config.max_steps or 10**9, config.epochs * math.ceil(len(rows) / config.batch_size))
     too_high = 1.5 * math.log(model.config.vocab_size)  # an even guess among all tokens costs log(vocabulary) nats
     history, best, finished = History(steps), None, False
+    flat = flat_attention(model)  # tries it out, the first time, on the weights as they are
     with ExitStack() as stack:
         stack.enter_context(keep_freed_memory())
         stack.enter_context(only_upper_layers(model, config.upper_layers))
@@ -255,7 +249,7 @@ def train(
             history.resumed_at = len(history.steps)
         first, began = len(history.steps), time.perf_counter() - history.seconds
         batches = [] if finished else islice(enumerate(batches_of(rows, config)), first, steps)
-        stack.enter_context(flat_attention(model))
+        stack.enter_context(flat)
         stack.enter_context(recomputing(model, config.gradient_checkpointing))
         stack.enter_context(explain_lack_of_memory(config.micro_batch_tokens))
         stop = stack.enter_context(stop_between_steps())
