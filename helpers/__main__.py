@@ -110,6 +110,7 @@ def train(args: argparse.Namespace) -> int:
     from helpers.process import processes, tensorboard
     from helpers.tokenization import encode_all
     from helpers.training import Config, train
+    from helpers.trial import context_window
 
     config = Config(
         epochs=args.epochs,
@@ -128,7 +129,7 @@ def train(args: argparse.Namespace) -> int:
         return model, tokenizer
 
     model, tokenizer = start()
-    window = getattr(model.config, "max_position_embeddings", None)
+    window = context_window(model)
     rows, held_rows = (encode_all(tokenizer, part, window) for part in (examples, held_out))
     checkpoints = args.output.with_name(args.output.name + "-checkpoints")
     log = tensorboard(args.tensorboard) if args.tensorboard and state.is_main_process else None

@@ -1,13 +1,9 @@
 """Attention of our own, over flat batches and after a shared beginning, and what to do with models that it does not fit."""
 
-import math
-import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from inspect import signature
 from itertools import accumulate, groupby
-from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +11,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
-from helpers.tokenization import Batch, Row, flatten
+from helpers.tokenization import Batch, flatten
+from helpers.trial import agree, once, tell, trial_rows
 
-Found = TypeVar("Found")
 # What models hand over besides and changes nothing: what to return, and what the keys and the mask know already.
 HARMLESS = {"position_ids", "use_cache", "layer_past", "output_attentions", "output_hidden_states", "output_router_logits"}
 
@@ -25,7 +21,7 @@ HARMLESS = {"position_ids", "use_cache", "layer_past", "output_attentions", "out
 def check_known(others: dict) -> None:
     """Refuse what a model hands over to its attention and ours does not know: it could change the result."""
     if odd := sorted(name for name, value in others.items() if value is not None and name not in HARMLESS):
-        raise NotImplementedError(f"this model's attention takes {', '.join(odd)}, which ours does not know")
+        raise NotImplementedError(f"its attention takes {', '.join(odd)}, which ours does not know")
 
 
 def shares_of(scores, scale: float, hidden, softcap: float | None = None, sinks=None) -> torch.Tensor:
@@ -50,7 +46,7 @@ def attention_per_row(
     key,
     value,
     attention_mask,
-    lengths,
+    lengths=None,
     scaling=None,
     dropout=0.0,
     sliding_window=None,
@@ -69,8 +65,10 @@ def attention_per_row(
     attention, which serves all other cases but soft caps and sinks.
     """
     check_known(others)
+    if lengths is None:
+        raise NotImplementedError("its attention does not hear where rows end")
     if attention_mask is None and sliding_window and sliding_window < max(lengths):
-        raise NotImplementedError("this model has a window that its mask does not show")
+        raise NotImplementedError("its mask does not show its window")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     outputs, start = [], 0
     for _, alike in groupby(lengths, key=int.bit_length):  # lengths between the same two powers of two
@@ -140,7 +138,7 @@ def attention_after_prefix(
     rows, groups, width, dim = key.shape
     new, length = query.shape[2], far.shape[1]
     if sliding_window and sliding_window < length + width:
-        raise NotImplementedError("this model's window does not reach back to the beginning that the rows share")
+        raise NotImplementedError("its window does not reach back to the beginning that the rows share")
     q = query.reshape(rows, groups, -1, dim)  # the query heads that share a key head stacked
     near_scores = q @ key.transpose(-1, -2)
     together = q.transpose(0, 1).reshape(groups, -1, dim)  # the queries of all rows stacked
@@ -162,6 +160,17 @@ AttentionMaskInterface.register("per_row", row_mask)
 AttentionInterface.register("after_prefix", attention_after_prefix)
 
 
+@contextmanager
+def other_attention(model, name: str) -> Iterator[None]:
+    """Let the model use the attention of this name for a while."""
+    usual = model.config._attn_implementation
+    model.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(usual)
+
+
 def batch_logits(model, batch: Batch) -> torch.Tensor:
     """Compute what the model expects where a token is supervised, each row by itself: logits [S, vocabulary].
 
@@ -181,50 +190,6 @@ def batch_logits(model, batch: Batch) -> torch.Tensor:
     return logits[rows, places if how else columns]
 
 
-def once(model, question: str, find: Callable[[], Found]) -> Found:
-    """Answer a question about a model once; asked again only when its configuration has changed."""
-    key = (question, model.config._attn_implementation, model.config.to_json_string(use_diff=False))
-    known = model.__dict__.setdefault("_known", {})
-    if key not in known:
-        was_training = model.training
-        model.eval()
-        with torch.no_grad():
-            known[key] = find()
-        model.train(was_training)
-    return known[key]
-
-
-def alike(found: torch.Tensor, truth: torch.Tensor) -> bool:
-    """Tell whether two ways to compute logits are one, but for rounding: up to 1/300 of how much logits differ."""
-    near = 3e-3 if found.dtype == torch.float32 else 0.2
-    return torch.allclose(found.float(), truth.float(), rtol=0, atol=near * truth.float().std().item(), equal_nan=True)
-
-
-def tell(line: str) -> None:
-    """Say something that the learner should know; one process of several speaks."""
-    if os.environ.get("RANK", "0") == "0":
-        print(line, file=sys.stderr, flush=True)
-
-
-def reach(model) -> float:
-    """Say how many tokens every layer of a model can look back: infinitely many, unless it has windows or chunks."""
-    config = model.config.get_text_config()
-    sizes = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    return min((size for size in sizes if size), default=math.inf)
-
-
-def trial_rows(model) -> list[Row]:
-    """Draw rows of random tokens to try a model on, without touching the random numbers of others.
-
-    One is longer than the model's window, where that takes but some tenths of a second.
-    """
-    draw, lengths = torch.Generator().manual_seed(0), [9, 5, 6]
-    if reach(model) * sum(weight.numel() for weight in model.parameters()) < 3e9:
-        lengths.append(int(reach(model)) + 9)
-    size = model.get_input_embeddings().weight.shape[0]
-    return [Row(ids, ids) for ids in (torch.randint(size, (length,), generator=draw).tolist() for length in lengths)]
-
-
 def reads_flat(model) -> bool:
     """Find out whether the model computes the same for rows laid end to end as for each alone. If not, it is said.
 
@@ -241,29 +206,16 @@ def reads_flat(model) -> bool:
         if model._can_set_attn_implementation():
             try:
                 with other_attention(model, "per_row"):
-                    if alike(batch_logits(model, batch), truth):
+                    if agree(batch_logits(model, batch), truth):
                         return True
             except Exception as error:  # whatever stands in the way, the other path may be free
                 why = f"{error}".split("\n")[0][:100]
-        if not alike(batch_logits(model, batch), truth):
-            raise ValueError(
-                f"{type(model).__name__} reads rows in a batch otherwise than alone: it cannot be used. Take another."
-            )
-        tell(f"{type(model).__name__} cannot read rows laid end to end ({why}); they are padded: slower, with the same result.")
+        if not agree(batch_logits(model, batch), truth):
+            raise ValueError(f"{name} reads rows in a batch otherwise than alone, so it cannot be used here. Take another.")
+        tell(f"{name} cannot read rows laid end to end ({why}); they are padded: slower, with the same result.")
         return False
 
     return once(model, "flat", find)
-
-
-@contextmanager
-def other_attention(model, name: str) -> Iterator[None]:
-    """Let the model use the attention of this name for a while."""
-    usual = model.config._attn_implementation
-    model.set_attn_implementation(name)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(usual)
 
 
 def flat_attention(model) -> AbstractContextManager[None]:

@@ -20,6 +20,7 @@ from helpers.estimate import layers_of, training_flops
 from helpers.models import frozen_in, pick_dtype
 from helpers.process import explain_lack_of_memory, keep_freed_memory, peak_memory, processes, stop_between_steps
 from helpers.tokenization import Batch, Row, flatten, micro_batches
+from helpers.trial import context_window
 
 SCHEDULES = ("cosine", "linear", "constant")
 
@@ -194,7 +195,7 @@ def check_rows(model, rows: Sequence[Row]) -> None:
     """Refuse rows that cannot be learnt from: none, none with a label, or one longer than the model can read."""
     if not any(row.supervised for row in rows):
         raise ValueError("No row has a supervised token, so there is nothing to learn. Check the data and its labels.")
-    window = getattr(model.config, "max_position_embeddings", None)
+    window = context_window(model)
     longest = max(range(len(rows)), key=lambda i: len(rows[i].ids))
     if window and len(rows[longest].ids) > window:
         raise ValueError(
