@@ -171,13 +171,17 @@ def other_attention(model, name: str) -> Iterator[None]:
         model.set_attn_implementation(usual)
 
 
+def is_flat(model) -> bool:
+    """Tell whether the model, be it wrapped for several processes, reads flat batches just now."""
+    return getattr(model, "module", model).config._attn_implementation == "per_row"
+
+
 def batch_logits(model, batch: Batch) -> torch.Tensor:
     """Compute what the model expects where a token is supervised, each row by itself: logits [S, vocabulary].
 
     Inside `flat_attention` the batch is read as it is, if the model can; else padded on the right, by its own attention.
     """
-    plain = getattr(model, "module", model)  # without what wraps it for several processes
-    if plain.config._attn_implementation == "per_row":
+    if is_flat(model):
         how = {"position_ids": batch.position_ids, "lengths": batch.lengths, "logits_to_keep": batch.keep}
         return model(input_ids=batch.ids, use_cache=False, **how).logits[0]
     ids = batch.ids[0].split(batch.lengths)
@@ -185,7 +189,8 @@ def batch_logits(model, batch: Batch) -> torch.Tensor:
     rows = torch.repeat_interleave(torch.tensor(batch.lengths, device=batch.keep.device))[batch.keep]
     columns = batch.position_ids[0, batch.keep]
     wanted, places = columns.unique(return_inverse=True)
-    how = {"logits_to_keep": wanted} if "logits_to_keep" in signature(plain.forward).parameters else {}
+    known = signature(getattr(model, "module", model).forward).parameters
+    how = {"logits_to_keep": wanted} if "logits_to_keep" in known else {}
     logits = model(input_ids=pad_sequence(ids, batch_first=True), attention_mask=mask, use_cache=False, **how).logits
     return logits[rows, places if how else columns]
 
@@ -202,26 +207,29 @@ def reads_flat(model) -> bool:
         rows = trial_rows(model)
         alone = [model(input_ids=torch.tensor([row.ids], device=model.device), use_cache=False).logits[0, :-1] for row in rows]
         batch, truth = flatten(rows, model.device), torch.cat(alone)
-        name, why = type(model).__name__, "its layers do not keep rows apart"
-        if model._can_set_attn_implementation():
+        name, usual = type(model).__name__, model.config._attn_implementation
+
+        def trouble(attention: str) -> str:
+            """Say what is wrong with this attention, if anything is."""
             try:
-                with other_attention(model, "per_row"):
-                    if agree(batch_logits(model, batch), truth):
-                        return True
-            except Exception as error:  # whatever stands in the way, the other path may be free
-                why = f"{error}".split("\n")[0][:100]
-        if not agree(batch_logits(model, batch), truth):
-            raise ValueError(f"{name} reads rows in a batch otherwise than alone, so it cannot be used here. Take another.")
-        tell(f"{name} cannot read rows laid end to end ({why}); they are padded: slower, with the same result.")
-        return False
+                with other_attention(model, attention):
+                    return "" if agree(batch_logits(model, batch), truth) else "its layers do not keep rows apart"
+            except Exception as error:  # whatever stands in the way, the other way may be free
+                return f"{error}".split("\n")[0][:100]
+
+        why = trouble("per_row") if model._can_set_attn_implementation() else "its attention cannot be replaced"
+        if why and (worse := trouble(usual)):
+            raise ValueError(f"{name} cannot be used here: a batch does not give what each row gives alone ({worse}).")
+        if why:
+            tell(f"{name} cannot read rows laid end to end ({why}); they are padded: slower, with the same result.")
+        return not why
 
     return once(model, "flat", find)
 
 
 def flat_attention(model) -> AbstractContextManager[None]:
     """Let the model read flat batches, if it can; its own attention comes back afterwards. See `reads_flat`."""
-    flat = model.config._attn_implementation == "per_row" or reads_flat(model)
-    return other_attention(model, "per_row") if flat else nullcontext()
+    return other_attention(model, "per_row") if is_flat(model) or reads_flat(model) else nullcontext()
 
 
 def prefix_attention(model) -> AbstractContextManager[None]:

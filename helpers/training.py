@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from helpers import checkpoint
-from helpers.attention import batch_logits, flat_attention, other_attention
+from helpers.attention import batch_logits, flat_attention, is_flat, other_attention
 from helpers.estimate import layers_of, training_flops
 from helpers.models import frozen_in, pick_dtype
 from helpers.process import explain_lack_of_memory, keep_freed_memory, peak_memory, processes, stop_between_steps
@@ -115,7 +115,7 @@ def held_out_loss(
     model.eval()
     total = torch.zeros((), device=device)
     with flat_attention(accelerator.unwrap_model(model)):
-        for piece in micro_batches(rows, micro_batch_tokens * accelerator.num_processes):
+        for piece in micro_batches(rows, micro_batch_tokens * accelerator.num_processes, padded=not is_flat(model)):
             total += share_loss(model, piece, dtype or pick_dtype(device), accelerator)
     model.train(was_training)
     return accelerator.reduce(total, reduction="sum").item() / sum(row.supervised for row in rows)
@@ -264,7 +264,7 @@ def train(
                 group["lr"] = rate
             supervised = sum(row.supervised for row in batch)
             total = torch.zeros(2, device=device)  # the loss of this process's share, and whether it was asked to stop
-            pieces = micro_batches(batch, config.micro_batch_tokens * world)
+            pieces = micro_batches(batch, config.micro_batch_tokens * world, padded=not is_flat(model))
             for number, piece in enumerate(pieces, 1):
                 with nullcontext() if number == len(pieces) else accelerator.no_sync(wrapped):
                     # divided by the whole batch's tokens, so that every token counts alike however the batch is cut;

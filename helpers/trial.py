@@ -53,9 +53,11 @@ def once(model, question: str, find: Callable[[], Found]) -> Found:
     if key not in known:
         was_training = model.training
         model.eval()
-        with torch.no_grad():
-            known[key] = find()
-        model.train(was_training)
+        try:
+            with torch.no_grad():
+                known[key] = find()
+        finally:
+            model.train(was_training)
     return known[key]
 
 

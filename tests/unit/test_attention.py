@@ -14,7 +14,7 @@ from helpers.attention import (
 )
 from helpers.models import load_model
 from helpers.reading import can_share, way_to_answer
-from helpers.tokenization import Row, flatten
+from helpers.tokenization import Row, flatten, micro_batches
 from helpers.training import Config, check_rows, token_losses, train
 from helpers.trial import context_window, reach
 
@@ -111,8 +111,19 @@ def test_a_model_with_a_state_is_padded_and_says_so_once(capsys):
 def test_a_model_whose_rows_see_each_other_is_refused():
     model = small()
     model.model.layers[0].mlp.register_forward_hook(looks_around)
-    with pytest.raises(ValueError, match="LlamaForCausalLM reads rows in a batch otherwise than alone"):
-        train(model, ROWS)
+    with pytest.raises(ValueError, match="LlamaForCausalLM cannot be used here: a batch does not give what"):
+        train(model.train(), ROWS)
+    assert model.training
+
+
+def test_padding_counts_where_rows_are_padded():
+    rows = [Row([1] * n, [1] * n) for n in (*[3] * 20, 50, 9, 40, 120)]
+    for padded in (False, True):
+        pieces = micro_batches(rows, 100, padded)
+        sizes = [len(p) * max(len(r.ids) for r in p) if padded else sum(len(r.ids) for r in p) for p in pieces]
+        assert sorted(len(row.ids) for piece in pieces for row in piece) == sorted(len(row.ids) for row in rows)
+        assert [size for size in sizes if size > 100] == [120] and len(pieces) < 6
+        assert all(pieces)
 
 
 def test_rows_are_apart_outside_of_flat_attention_too(tiny):
