@@ -123,6 +123,7 @@ def train(args: argparse.Namespace) -> int:
     from helpers.process import processes, tensorboard
     from helpers.tokenization import encode_all
     from helpers.training import Config, planned_steps, train
+    from helpers.trial import context_window
 
     config = Config(
         epochs=args.epochs,
@@ -143,7 +144,7 @@ def train(args: argparse.Namespace) -> int:
         return lora.open_learner(args.model, args.lora_rank, args.lora_alpha, args.lora_targets, args.seed)
 
     model, tokenizer = start()
-    window = getattr(model.config, "max_position_embeddings", None)
+    window = context_window(model)
     rows, held_rows = (encode_all(tokenizer, part, window) for part in (examples, held_out))
     if first:
         there = sum(path.stat().st_size for path in checkpoints.glob("*.pt"))

@@ -11,7 +11,9 @@ from transformers import DynamicCache
 
 from helpers.attention import prefix_attention
 from helpers.progress import Bar, bar_if_long
+from helpers.reading import can_share, read, read_alone, way_to_answer
 from helpers.tokenization import prompt_ids
+from helpers.trial import context_window
 
 
 @dataclass(eq=False)
@@ -21,6 +23,7 @@ class Answer:
     prompt: list[int]
     max_new_tokens: int
     tokens: list[int] = field(default_factory=list)
+    cache: object = None  # what the model keeps of it, where answers are written alone
     finish: str | None = None  # "stop": the model ended it; "length": it is full; "cancelled": set by whoever asked
 
     def __len__(self) -> int:
@@ -59,6 +62,7 @@ class Decoder:
         configured = model.generation_config.eos_token_id
         configured = configured if isinstance(configured, list) else [configured]
         self.stop = {*configured, tokenizer.eos_token_id}  # the tokens that end an answer
+        self.way = way_to_answer(model)
         self.waiting: deque[Answer] = deque()
         self.running: list[Answer] = []  # the rows of the batch
         self.cache = DynamicCache()  # their keys and values: [rows, heads, width, dimension] in each layer
@@ -66,7 +70,7 @@ class Decoder:
 
     def add(self, prompt: list[int], max_new_tokens: int) -> Answer:
         """Queue a prompt. Raises ValueError when it leaves no room for the answer in the model's context window."""
-        window = getattr(self.model.config, "max_position_embeddings", None)
+        window = context_window(self.model)
         answer, length = Answer(prompt, max_new_tokens), len(self.prefix) + len(prompt)
         if window and length + max_new_tokens > window:
             raise ValueError(
@@ -84,6 +88,8 @@ class Decoder:
     @torch.inference_mode()
     def step(self) -> None:
         """Let waiting prompts join, and give each running answer one more token."""
+        if self.way != "together":
+            return self._step_alone()
         if self.prefix and not self.prefix_cache.get_seq_length():
             ids = torch.tensor([self.prefix], device=self.model.device)
             self.model(input_ids=ids, past_key_values=self.prefix_cache, use_cache=True, logits_to_keep=1)
@@ -94,6 +100,17 @@ class Decoder:
                 ids = torch.tensor([[answer.tokens[-1]] for answer in self.running], device=self.model.device)
                 self._write(self.running, ids, self.cache)
                 self._drop()
+
+    def _step_alone(self) -> None:
+        """Give each answer one more token by itself, for models whose rows cannot be padded."""
+        while self.waiting and len(self.running) < self.rows:
+            self.running.append(self.waiting.popleft())
+        for answer in [answer for answer in self.running if answer.finish is None]:
+            keep = self.way == "alone"
+            new = answer.tokens[-1:] if keep and answer.tokens else answer.prompt + answer.tokens
+            logits, answer.cache = read_alone(self.model, new, answer.cache, len(answer) - len(new), keep)
+            self._append([answer], logits)
+        self.running = [answer for answer in self.running if answer.finish is None]
 
     def _join(self) -> None:
         """Read waiting prompts, write their first tokens, and put them into the batch."""
@@ -122,22 +139,12 @@ class Decoder:
 
     def _write(self, answers: list[Answer], ids: torch.Tensor, cache: DynamicCache) -> None:
         """Read `ids` [B, N], the newest tokens of B answers, padded on the left; append the likeliest next token to each."""
-        width = cache.get_seq_length() + ids.shape[1]
-        columns = torch.arange(width, device=ids.device) - width
-        lengths = torch.tensor([[len(answer)] for answer in answers], device=ids.device)
-        positions = (columns + lengths).clamp(min=0)[:, -ids.shape[1] :] + len(self.prefix)
-        mask = (columns + lengths >= 0).long()
-        before = {"prefix": self.prefix_cache} if self.prefix else {}
-        logits = self.model(
-            input_ids=ids,
-            attention_mask=mask[:, None, None] if self.prefix else mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-            **before,
-        ).logits
-        for answer, token in zip(answers, logits[:, -1].argmax(dim=-1).tolist(), strict=True):
+        logits = read(self.model, ids, list(map(len, answers)), cache, self.prefix_cache if self.prefix else None)
+        self._append(answers, logits)
+
+    def _append(self, answers: list[Answer], logits: torch.Tensor) -> None:
+        """Append the likeliest next token to each answer, given logits [B, vocabulary], or end it."""
+        for answer, token in zip(answers, logits.argmax(dim=-1).tolist(), strict=True):
             if token in self.stop:
                 answer.finish = answer.finish or "stop"
                 continue
@@ -183,6 +190,8 @@ def generate(
     """
     prompts = [prompt_ids(tokenizer, question) for question in questions]
     prefix = shared_beginning(prompts)
+    if prefix and not can_share(model, max(map(len, prompts)) + max_new_tokens):
+        prefix = []
     prompts, answers = [prompt[len(prefix) :] for prompt in prompts], {}
     decoder = Decoder(model, tokenizer, batch_size, prefix=prefix)
     # those of like length together, as they pad each other little; the longest first, so that one too long is told at once

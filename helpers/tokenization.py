@@ -81,18 +81,18 @@ def flatten(rows: Sequence[Row], device: torch.device | str = "cpu") -> Batch:
     return Batch(ids, position_ids, lengths, tensor(keep), tensor(targets))
 
 
-def micro_batches(rows: Sequence[Row], max_tokens: int) -> list[list[Row]]:
+def micro_batches(rows: Sequence[Row], max_tokens: int, padded: bool = False) -> list[list[Row]]:
     """Cut one optimiser batch into pieces of at most `max_tokens` tokens, rows of like length together.
 
     The pieces' gradients add up to the batch's, so this bounds memory and changes nothing else.
-    A single longer row gets a piece of its own.
+    A single longer row gets a piece of its own.  padded: count each row as long as the longest of its piece.
     """
     pieces: list[list[Row]] = []
-    size = max_tokens + 1
+    size = 0
     for row in sorted(rows, key=lambda row: len(row.ids)):
-        if size + len(row.ids) > max_tokens:
+        size = (len(pieces[-1]) + 1) * len(row.ids) if padded and pieces else size + len(row.ids)
+        if not pieces or size > max_tokens:
             pieces.append([])
-            size = 0
+            size = len(row.ids)
         pieces[-1].append(row)
-        size += len(row.ids)
     return pieces

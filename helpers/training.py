@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 
 from helpers import checkpoint
-from helpers.attention import flat_attention, other_attention
+from helpers.attention import batch_logits, flat_attention, is_flat, other_attention
 from helpers.estimate import layers_of, training_flops
 from helpers.models import frozen_in, pick_dtype
 from helpers.process import PeakMemory, explain_lack_of_memory, keep_freed_memory, processes, stop_between_steps
 from helpers.progress import Bar
 from helpers.tokenization import Batch, Row, flatten, micro_batches
+from helpers.trial import context_window
 
 SCHEDULES = ("cosine", "linear", "constant")
 
@@ -87,19 +88,12 @@ class History:
 
 
 def supervised_logits(model, batch: Batch, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Compute what the model expects where a token is supervised: logits [S, vocabulary], inside `flat_attention`.
+    """Compute what the model expects where a token is supervised: logits [S, vocabulary], see `batch_logits`.
 
     The matrix products run in `dtype` while the weights stay float32. Logits are made only where a token is supervised.
     """
     with torch.autocast(batch.ids.device.type, dtype=dtype, enabled=dtype != torch.float32):
-        logits = model(
-            input_ids=batch.ids,
-            position_ids=batch.position_ids,
-            lengths=batch.lengths,
-            logits_to_keep=batch.keep,
-            use_cache=False,
-        ).logits
-    return logits[0].float()
+        return batch_logits(model, batch).float()
 
 
 def token_losses(model, batch: Batch, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -121,7 +115,7 @@ def held_out_loss(
     model.eval()
     total = torch.zeros((), device=device)
     with flat_attention(accelerator.unwrap_model(model)):
-        for piece in micro_batches(rows, micro_batch_tokens * accelerator.num_processes):
+        for piece in micro_batches(rows, micro_batch_tokens * accelerator.num_processes, padded=not is_flat(model)):
             total += share_loss(model, piece, dtype or pick_dtype(device), accelerator)
     model.train(was_training)
     return accelerator.reduce(total, reduction="sum").item() / sum(row.supervised for row in rows)
@@ -206,7 +200,7 @@ def check_rows(model, rows: Sequence[Row]) -> None:
     """Refuse rows that cannot be learnt from: none, none with a label, or one longer than the model can read."""
     if not any(row.supervised for row in rows):
         raise ValueError("No row has a supervised token, so there is nothing to learn. Check the data and its labels.")
-    window = getattr(model.config, "max_position_embeddings", None)
+    window = context_window(model)
     longest = max(range(len(rows)), key=lambda i: len(rows[i].ids))
     if window and len(rows[longest].ids) > window:
         raise ValueError(
@@ -246,6 +240,7 @@ def train(
     steps = planned_steps(len(rows), config)
     too_high = 1.5 * math.log(model.config.vocab_size)  # an even guess among all tokens costs log(vocabulary) nats
     history, best, finished = History(steps), None, False
+    flat = flat_attention(model)  # tries it out, the first time, on the weights as they are
     with ExitStack() as stack, PeakMemory(device) as memory:
         stack.enter_context(keep_freed_memory())
         stack.enter_context(only_upper_layers(model, config.upper_layers))
@@ -262,7 +257,7 @@ def train(
             history.resumed_at = len(history.steps)
         first, began = len(history.steps), time.perf_counter() - history.seconds
         batches = [] if finished else islice(enumerate(batches_of(rows, config)), first, steps)
-        stack.enter_context(flat_attention(model))
+        stack.enter_context(flat)
         stack.enter_context(recomputing(model, config.gradient_checkpointing))
         stack.enter_context(explain_lack_of_memory(config.micro_batch_tokens))
         stop = stack.enter_context(stop_between_steps())
@@ -277,7 +272,7 @@ def train(
                 group["lr"] = rate
             supervised = sum(row.supervised for row in batch)
             total = torch.zeros(2, device=device)  # the loss of this process's share, and whether it was asked to stop
-            pieces = micro_batches(batch, config.micro_batch_tokens * world)
+            pieces = micro_batches(batch, config.micro_batch_tokens * world, padded=not is_flat(model))
             for number, piece in enumerate(pieces, 1):
                 with nullcontext() if number == len(pieces) else accelerator.no_sync(wrapped):
                     # divided by the whole batch's tokens, so that every token counts alike however the batch is cut;

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from helpers.generation import Answer, Decoder
 from helpers.tokenization import prompt_ids
+from helpers.trial import context_window
 
 MODELS = 3  # kept loaded; the one that rested longest makes room for another
 ROWS = 32  # answers that one model writes at once
@@ -66,7 +67,7 @@ class Loaded:
     def __init__(self, model, tokenizer):
         """Start with an empty batch."""
         self.model, self.tokenizer, self.decoder = model, tokenizer, Decoder(model, tokenizer, ROWS)
-        self.window = getattr(model.config, "max_position_embeddings", None) or PROMPT_TOKENS + NEW_TOKENS
+        self.window = context_window(model) or PROMPT_TOKENS + NEW_TOKENS
         self.questions: list[Question] = []
 
     def start(self, question: Question) -> None:

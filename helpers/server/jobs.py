@@ -215,6 +215,7 @@ def work(folder: Path, report) -> None:
     from helpers.models import save_model
     from helpers.tokenization import encode_all
     from helpers.training import Config, planned_steps, train
+    from helpers.trial import context_window
 
     job = json.loads((folder / "job.json").read_text("utf-8"))
     given = job["finetune_args"]
@@ -237,7 +238,7 @@ def work(folder: Path, report) -> None:
     model, tokenizer = lora.open_model(job["base_path"])
     questions = [example.question for example in (held_out or examples)[:ASKED]]
     before = generate(model, tokenizer, questions)
-    rows = encode_all(tokenizer, examples, getattr(model.config, "max_position_embeddings", None))
+    rows = encode_all(tokenizer, examples, context_window(model))
     if settings["r_value"]:
         lora.add(model, rank=settings["r_value"], alpha=2 * settings["r_value"])
     check_disk(folder, checkpoint.disk_needed(model, planned_steps(len(rows), config), CHECKPOINT_EVERY), "the job")

@@ -57,7 +57,7 @@ def kept_bytes(model, plan, rows):
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with frozen_in(model, dtype), flat_attention(model), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+    with flat_attention(model), frozen_in(model, dtype), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         weights |= {weight.untyped_storage().data_ptr() for weight in model.parameters()}
         token_losses(model, flatten(rows), dtype)
     return sum(size for address, size in kept.items() if address not in weights)

@@ -1,0 +1,73 @@
+"""Trial: what is known of a model only when it is tried on a few tokens, and how far it reads."""
+
+import math
+import os
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from helpers.tokenization import Row
+
+Found = TypeVar("Found")
+
+
+def reach(model) -> float:
+    """Say how many tokens every layer of a model can look back: infinitely many, unless it has windows or chunks."""
+    config = model.config.get_text_config()
+    sizes = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return min((size for size in sizes if size), default=math.inf)
+
+
+def context_window(model) -> int | None:
+    """Say how many tokens the model reads at most; None: as many as one likes.
+
+    Some stretch their positions once a row is long (longrope, dynamic), for every row beside it too: they read so many as
+    leave them unstretched.
+    """
+    config = model.config.get_text_config()
+    ropes = getattr(config, "rope_parameters", None) or {}
+    ropes = [ropes, *(part for part in ropes.values() if isinstance(part, dict))]  # one, or one for each kind of layer
+    sizes = [getattr(config, "max_position_embeddings", None)]
+    sizes += [r.get("original_max_position_embeddings") for r in ropes if r.get("rope_type") in ("longrope", "dynamic")]
+    return min((size for size in sizes if size), default=None)
+
+
+def trial_rows(model) -> list[Row]:
+    """Draw rows of random tokens to try a model on, without touching the random numbers of others.
+
+    One is longer than the model's window, where that takes but some tenths of a second.
+    """
+    draw, lengths = torch.Generator().manual_seed(0), [9, 5, 6]
+    if reach(model) * sum(weight.numel() for weight in model.parameters()) < 3e9:
+        lengths.append(int(reach(model)) + 9)
+    size = model.get_input_embeddings().weight.shape[0]
+    return [Row(ids, ids) for ids in (torch.randint(size, (length,), generator=draw).tolist() for length in lengths)]
+
+
+def once(model, question: str, find: Callable[[], Found]) -> Found:
+    """Answer a question about a model once; asked again only when its configuration has changed."""
+    key = (question, model.config._attn_implementation, model.config.to_json_string(use_diff=False))
+    known = model.__dict__.setdefault("_known", {})
+    if key not in known:
+        was_training = model.training
+        model.eval()
+        try:
+            with torch.no_grad():
+                known[key] = find()
+        finally:
+            model.train(was_training)
+    return known[key]
+
+
+def agree(found: torch.Tensor, truth: torch.Tensor) -> bool:
+    """Tell whether two ways to compute logits are one, but for rounding: up to 1/300 of how much logits differ."""
+    near = 3e-3 if found.dtype == torch.float32 else 0.2
+    return torch.allclose(found.float(), truth.float(), rtol=0, atol=near * truth.float().std().item(), equal_nan=True)
+
+
+def tell(line: str) -> None:
+    """Say something that the learner should know; one process of several speaks."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr, flush=True)
