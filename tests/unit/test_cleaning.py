@@ -214,7 +214,7 @@ def test_repairs_are_scored_against_the_truth(export):
     assert len(rows) + len(refused) == len(truth)
 
     def each(repair):
-        return [replace(row, question=repair(row.question), answer=repair(row.answer)) for row in rows]
+        return [row.with_texts(repair) for row in rows]
 
     rows = each(cleaning.repair_encoding)
     rows = each(cleaning.strip_html)
