@@ -129,7 +129,7 @@ def train(args: argparse.Namespace) -> int:
 
     model, tokenizer = start()
     window = getattr(model.config, "max_position_embeddings", None)
-    rows, held_rows = (encode_all(tokenizer, part, window) for part in (examples, held_out))
+    rows, held_rows = (encode_all(tokenizer, part, window, args.answers) for part in (examples, held_out))
     checkpoints = args.output.with_name(args.output.name + "-checkpoints")
     log = tensorboard(args.tensorboard) if args.tensorboard and state.is_main_process else None
     history = train(model, rows, config, held_rows, on_step=log, folder=checkpoints if args.checkpoint_every else None)
@@ -239,6 +239,7 @@ def write_json(path: Path | None, content: dict) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Describe the commands."""
+    from helpers.data import ANSWERS
     from helpers.formats import FORMATS
 
     top = argparse.ArgumentParser(prog="python -m helpers", description="Finetune a language model, ask it, and measure it.")
@@ -281,6 +282,7 @@ def parser() -> argparse.ArgumentParser:
     added.add_argument("--tensorboard", type=Path, help="folder to log losses to for TensorBoard, if that is installed")
     added.add_argument("--max-steps", type=int, help="stop after so many steps")
     added.add_argument("--held-out", type=float, default=0.0, help="share of the rows to keep back and take a loss of")
+    added.add_argument("--answers", choices=ANSWERS, default="all", help="of a conversation: which answers are learnt")
     added.add_argument("--seed", type=int, default=0, help="decides the order of the rows and the split")
     added.add_argument("--json", type=Path, help="write the figures to this file")
 

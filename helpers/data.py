@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 ROOT = DATA.parent  # the folder of the course
+ANSWERS = ("all", "last")  # of a conversation: which are learnt
 KINDS = ("fact", "multi_fact", "unanswerable", "off_topic")
 
 

@@ -270,7 +270,7 @@ def evaluate(
     model, tokenizer, examples: Sequence[Example], max_new_tokens: int = 48, progress: str | None = None
 ) -> pd.DataFrame:
     """Ask the model every question, all in batches, and judge its answers; see `judge` for the table."""
-    answers = generate(model, tokenizer, [example.question for example in examples], max_new_tokens, progress=progress)
+    answers = generate(model, tokenizer, [example.asked for example in examples], max_new_tokens, progress=progress)
     return judge(examples, answers)
 
 

@@ -305,7 +305,7 @@ def _no_object(record: object, where: str) -> str:
     return f'{where}: expected an object such as {{"question": ..., "answer": ...}}, found {found!r}.'
 
 
-def _calls(given: object, where: str) -> str:
+def tool_calls(given: object, where: str) -> str:
     """Write an assistant's calls of tools as JSON, with arguments as objects: that is what chat templates expect."""
     try:
         calls = json.loads(given) if isinstance(given, str) else given
@@ -331,7 +331,7 @@ def message(turn: Mapping, where: str) -> Message:
     if given not in ROLES:
         raise DataError(f"{where}: {given!r} is no known role. Use system, user, assistant and tool.")
     role = ROLES[given]
-    calls = _calls(turn["tool_calls"], where) if role == "assistant" and turn.get("tool_calls") else ""
+    calls = tool_calls(turn["tool_calls"], where) if role == "assistant" and turn.get("tool_calls") else ""
     weight = 1 if turn.get("weight") is None else turn["weight"]
     if weight not in (0, 1):
         raise DataError(
