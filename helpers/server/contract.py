@@ -148,13 +148,13 @@ class Message(Schema):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Text | Annotated[list[Part], Field(max_length=100)] | None = None
     tool_calls: Annotated[list[dict[str, Any]], Field(max_length=KEYS)] | None = None
-    tool_call_id: Name = ""
-    name: Name = ""
+    tool_call_id: Name | None = None
+    name: Name | None = None
 
     def plain(self) -> dict[str, Any]:
         """Make it what chat templates take, by the way of the rows that are trained on. Raises Refusal."""
         text = "".join(part.text for part in self.content) if isinstance(self.content, list) else self.content or ""
-        role, of_tool = formats.ROLES[self.role], {"tool_call_id": self.tool_call_id, "name": self.name}
+        role, of_tool = formats.ROLES[self.role], {"tool_call_id": self.tool_call_id or "", "name": self.name or ""}
         try:
             calls = formats.tool_calls(self.tool_calls, "messages") if self.tool_calls else ""
         except DataError as error:

@@ -12,6 +12,7 @@ import pytest
 
 from helpers import cleaning
 from helpers.data import DATA, Example, read, sift, write
+from helpers.formats import Message
 
 RAW = DATA / "raw"
 NAMES = {"question": "subject", "answer": "reply", "id": "ticket_id"}
@@ -204,6 +205,19 @@ def test_invented_cards_pass_luhn_and_addresses_are_examples(export):
     assert len(cards) >= 5 and all(cleaning.luhn(card) and card.startswith("9990") for card in cards)
     mails = cleaning.EMAIL.findall(" ".join(said)) + [row["email"] for row in tickets.values() if "@" in row["email"]]
     assert all(mail.endswith("@example.org") for mail in mails)
+
+
+def test_what_was_said_before_is_looked_at_as_well():
+    before = (Message("user", "What does the Heron kettle cost?"), Message("assistant", "59 euros. Is it for ann@example.org?"))
+    talk = Example("Yes, please.", "Which colour would you like?", history=before)
+    assert cleaning.faults(talk) == ["personal data"]  # and the assistant may ask back
+    assert "[EMAIL]" in talk.with_texts(cleaning.mask).history[1].content and cleaning.swapped([talk]) == []
+    assert cleaning.contaminated([talk], [Example("what does the Heron kettle cost", "59 euros.")]) == [talk]
+    other = Example("Yes, please.", "Which colour would you like?", history=(Message("user", "A tent?"), *before[1:]))
+    assert cleaning.contaminated([talk], [other]) == [] and cleaning.deduplicate([talk, other])[0] == [talk, other]
+    rows = [{"messages": row.messages} for row in (talk, other, talk)]
+    found = cleaning.report(rows, test=[Example("What does the Heron kettle cost?", "59 euros.")])
+    assert found.counts["question asked before"] == 1 and found.counts["test question"] == 2
 
 
 def test_repairs_are_scored_against_the_truth(export):
