@@ -43,6 +43,7 @@ DATA = Path(__file__).resolve().parent.parent / "data"  # the company's handbook
 LONGEST_LINE = 2**24  # bytes; what is longer is hardly a row, and would fill the memory
 LARGEST_JSON = 2**30  # bytes of a JSON file, unpacked: unlike the others, it is held in memory as a whole
 NO_TEXT = re.compile("[\0\ud800-\udfff]")  # null characters and halves of characters
+JSON_TEXT = re.compile(r'("(?:[^"\\]|\\.)*+")(:?)')  # with the colon, if it is the name of a field
 SAMPLE = 100  # rows that are looked at to find one with a question and an answer
 
 
@@ -80,14 +81,10 @@ class Message:
     def with_texts(self, change: Callable[[str], str]) -> "Message":
         """The turn with every text changed, those given to tools too."""
 
-        def within(value: object) -> object:
-            if isinstance(value, dict):
-                return {key: within(part) for key, part in value.items()}
-            if isinstance(value, list):
-                return [within(part) for part in value]
-            return change(value) if isinstance(value, str) else value
+        def changed(literal: re.Match) -> str:
+            return literal[0] if literal[2] else json.dumps(change(json.loads(literal[1])), ensure_ascii=False)
 
-        calls = json.dumps(within(json.loads(self.tool_calls)), ensure_ascii=False) if self.tool_calls else ""
+        calls = JSON_TEXT.sub(changed, self.tool_calls)
         return replace(self, content=change(self.content), tool_calls=calls)
 
 
@@ -308,7 +305,7 @@ def _no_object(record: object, where: str) -> str:
 def tool_calls(given: object, where: str) -> str:
     """Write an assistant's calls of tools as JSON, with arguments as objects: that is what chat templates expect."""
     try:
-        calls = json.loads(given) if isinstance(given, str) else given
+        calls = json.loads(given if isinstance(given, str) else json.dumps(given))
         for call in calls:
             function = call.get("function", call)
             if not is_text(function["name"]):
@@ -361,7 +358,7 @@ def _conversation(turns: object, where: str) -> tuple[Message, ...]:
     learnt = [number for number, turn in enumerate(said) if turn.role == "assistant" and turn.weight]
     if not learnt or "user" not in roles[: learnt[-1]]:
         raise DataError(f"{where}: no answer to a question is to be learnt. Give one the weight 1, or drop the row.")
-    if not said[learnt[-1]].content:
+    if said[learnt[-1]].tool_calls:
         raise DataError(
             f"{where}, turn {learnt[-1] + 1}: calls a tool, and no answer follows. Add result and answer, or drop the row."
         )

@@ -117,7 +117,7 @@ def _added(tokenizer, text: str) -> list[str]:
 
 def dress(tokenizer) -> Dress:
     """Find out what the model's chat template puts around an answer, by writing one."""
-    if not tokenizer.chat_template:  # nothing but plain tokens will be asked
+    if not getattr(tokenizer, "chat_template", None):  # nothing but plain tokens will be asked
         return Dress("", "")
     asked, probe = [{"role": "user", "content": "Is it so?"}], "Verily"
     prompt, whole = render(tokenizer, asked), render(tokenizer, [*asked, {"role": "assistant", "content": probe}], asking=False)

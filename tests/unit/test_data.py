@@ -305,6 +305,7 @@ def test_tools_keep_their_roles():
     assert result == {"role": "tool", "content": "59", "tool_call_id": "1"}
     with pytest.raises(DataError, match=r"row 1, field 'messages', turn 3: calls a tool, and no answer follows"):
         read([{"messages": TOOLS["messages"][:3]}])
+    assert CALL["function"]["arguments"] == '{"of": "Heron of ann@example.org"}'  # what was given stays as it was
     with pytest.raises(DataError, match=r"turn 3, field 'tool_calls': expected .* found 'price'"):
         read([{"messages": [*TOOLS["messages"][:2], {"role": "assistant", "tool_calls": "price"}]}])
 
