@@ -145,7 +145,7 @@ def train(args: argparse.Namespace) -> int:
 
     model, tokenizer = start()
     window = context_window(model)
-    rows, held_rows = (encode_all(tokenizer, part, window) for part in (examples, held_out))
+    rows, held_rows = (encode_all(tokenizer, part, window, args.answers) for part in (examples, held_out))
     if first:
         there = sum(path.stat().st_size for path in checkpoints.glob("*.pt"))
         needed = checkpoint.disk_needed(model, planned_steps(len(rows), config), args.checkpoint_every) - there
@@ -295,6 +295,7 @@ def names(setting: str) -> list[str]:
 
 def parser() -> argparse.ArgumentParser:
     """Describe the commands."""
+    from helpers.data import ANSWERS
     from helpers.formats import FORMATS
 
     top = argparse.ArgumentParser(prog="python -m helpers", description="Finetune a language model, ask it, and measure it.")
@@ -341,6 +342,7 @@ def parser() -> argparse.ArgumentParser:
     added.add_argument("--tensorboard", type=Path, help="folder to log losses to for TensorBoard, if that is installed")
     added.add_argument("--max-steps", type=int, help="stop after so many steps")
     added.add_argument("--held-out", type=float, default=0.0, help="share of the rows to keep back and take a loss of")
+    added.add_argument("--answers", choices=ANSWERS, default="all", help="of a conversation: which answers are learnt")
     added.add_argument("--seed", type=int, default=0, help="decides the order of the rows and the split")
     added.add_argument("--json", type=Path, help="write the figures to this file")
 

@@ -15,7 +15,7 @@ from hashlib import blake2b
 from datasketch import MinHash, MinHashLSH
 from ftfy import fix_encoding
 
-from helpers.data import DataError, Example, normalise, stream
+from helpers.data import DataError, Example, normalise, stream, taught_keys
 from helpers.formats import Readable, recognise
 from helpers.progress import bar_if_long
 
@@ -130,8 +130,13 @@ def realign(row: Mapping[str, str], patterns: Mapping[str, str]) -> dict[str, st
     return dict(row)
 
 
+def _alone(example: Example) -> bool:
+    """Tell whether a row is a question with its answer. In a longer conversation the assistant may well ask back."""
+    return sum(turn.role != "system" for turn in example.turns) == 2
+
+
 def swapped(examples: Sequence[Example]) -> list[Example]:
-    """Return the rows whose question and answer stand in each other's place.
+    """Return the rows whose question and answer stand in each other's place; a conversation's may not.
 
     Either the answer alone ends with a question mark, or the question is more often an answer in these rows.
     """
@@ -140,6 +145,8 @@ def swapped(examples: Sequence[Example]) -> list[Example]:
 
     def wrong(example: Example) -> bool:
         question, answer = example.question.rstrip(), example.answer.rstrip()
+        if not _alone(example):
+            return False
         if question.endswith("?") or answer.endswith("?"):
             return not question.endswith("?")
         return told[normalise(question)] > asked[normalise(question)]
@@ -154,7 +161,7 @@ def newest(
 
     dates: by a row's id, as 2024-12-31. key: what rows are about; the question, when left out.
     """
-    keys = [key(example) if key else normalise(example.question) for example in examples]
+    keys = [key(example) if key else example.key for example in examples]
     latest: dict[Hashable, Example] = {}
     for about, example in zip(keys, examples, strict=True):
         if about not in latest or dates[example.id] > dates[latest[about].id]:
@@ -226,23 +233,27 @@ def matches(texts: Sequence[str], similar: float = 0.85, against: Sequence[str] 
 
 def deduplicate(examples: Sequence[Example], similar: float = 0.85) -> tuple[list[Example], list[tuple[Example, Example]]]:
     """Keep the first of rows that say the same; return those kept, and each removed row with the one that it repeats."""
-    found = matches([f"{example.question}\n{example.answer}" for example in examples], similar)
+    found = matches([example.text for example in examples], similar)
     kept = [example for index, example in enumerate(examples) if index not in found]
     return kept, [(examples[copy], examples[original]) for copy, original in found.items()]
 
 
 def contaminated(train: Sequence[Example], test: Sequence[Example], similar: float = 0.85) -> list[Example]:
-    """Return the training rows that ask a test question, word for word or nearly: with them a test measures memory."""
-    found = matches([example.question for example in train], similar, [example.question for example in test])
-    return [train[index] for index in sorted(found)]
+    """Return the training rows that ask a test question, word for word or nearly: with them a test measures memory.
+
+    A conversation asks at each of its turns.
+    """
+    asked = [(index, key) for index, example in enumerate(train) for key in sorted(taught_keys([example]))]
+    found = matches([key for _, key in asked], similar, [example.key for example in test])
+    return [train[index] for index in sorted({asked[place][0] for place in found})]
 
 
 # ---- reports
 
 
 def faults(example: Example, longest: int = 4000) -> list[str]:
-    """Name what seems to be wrong with one row. longest: characters of question and answer together."""
-    text = f"{example.question}\n{example.answer}"
+    """Name what seems to be wrong with one row. longest: characters of all that is said in it."""
+    text = example.text
     checks = {
         "empty answer": empty(example.answer),
         "answer without an end": unfinished(example.answer) and not empty(example.answer),
@@ -250,7 +261,9 @@ def faults(example: Example, longest: int = 4000) -> list[str]:
         "broken encoding": "\ufffd" in text or repair_encoding(text) != text,
         "personal data": mask(text) != text,
         "not English": language(text) not in ("en", ""),
-        "question in the answer": example.answer.rstrip().endswith("?") and not example.question.rstrip().endswith("?"),
+        "question in the answer": _alone(example)
+        and example.answer.rstrip().endswith("?")
+        and not example.question.rstrip().endswith("?"),
         "too long": len(text) > longest,
     }
     return [name for name, found in checks.items() if found]
@@ -305,7 +318,7 @@ def report(
     source = recognise(source, format, columns)
     own_name = f"{source.name}, "
     found, seen = Report(str(source)), bytearray(FILTER // 8)
-    held_back = {normalise(example.question) for example in test}
+    held_back = {example.key for example in test}
     try:
         for where, row in stream(source):
             found.rows += 1
@@ -316,10 +329,9 @@ def report(
             place = where.removeprefix(own_name)
             for name in faults(row, longest):
                 found.add(name, place, row)
-            question = normalise(row.question)
-            if question in held_back:
+            if held_back and not held_back.isdisjoint(taught_keys([row])):
                 found.add("test question", place, row)
-            digest = blake2b(question.encode(), digest_size=16).digest()
+            digest = blake2b(row.key.encode(), digest_size=16).digest()
             bits = [int.from_bytes(digest[start : start + 4]) % FILTER for start in (0, 4, 8, 12)]
             if all(seen[bit >> 3] >> (bit & 7) & 1 for bit in bits):
                 found.add("question asked before", place, row)

@@ -9,28 +9,32 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import regex
 
-from helpers.formats import DATA, OWN, DataError, Readable, Source, arrange, is_text, recognise
+from helpers.formats import DATA, OWN, DataError, Message, Readable, Source, arrange, is_text, messages, recognise
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 ROOT = DATA.parent  # the folder of the course
+ANSWERS = ("all", "last")  # of a conversation: which are learnt
 KINDS = ("fact", "multi_fact", "unanswerable", "off_topic")
 
 
 @dataclass(frozen=True)
 class Example:
-    """One question with its answer.
+    """One question with its answer, or a conversation that ends in them.
 
     `facts` are the ids of the facts that the answer rests on: rows that share one must stay in one split.
     `values` are the strings that a right answer has to contain.
+    `history` is what was said before the question: a system's text, earlier questions and their answers.
+    `steps` is what came between question and answer, such as calls of tools and their results.
+    `where` is the file and line that the row comes from, for messages about it.
     """
 
     question: str
@@ -39,11 +43,84 @@ class Example:
     kind: str = "fact"
     facts: tuple[str, ...] = ()
     values: tuple[str, ...] = ()
+    history: tuple[Message, ...] = ()
+    steps: tuple[Message, ...] = ()
+    where: str = field(default="", compare=False, repr=False)
+
+    @property
+    def turns(self) -> tuple[Message, ...]:
+        """The whole conversation: from the first turn to the answer."""
+        return (*self.history, Message("user", self.question), *self.steps, Message("assistant", self.answer))
+
+    @property
+    def messages(self) -> list[dict]:
+        """The whole conversation as chat templates and OpenAI's clients take it."""
+        return [turn.plain for turn in self.turns]
+
+    @property
+    def asked(self) -> list[dict]:
+        """What the model reads before it answers: all messages but the answer."""
+        return self.messages[:-1]
+
+    @property
+    def text(self) -> str:
+        """All that is said, a turn a line."""
+        return "\n".join(turn.content + turn.tool_calls for turn in self.turns)
+
+    @property
+    def key(self) -> str:
+        """What is asked, normalised: the question after what was said before, without the system's text.
+
+        Two rows with the same key ask the same; "Yes, please." after two different offers has two keys.
+        """
+        return _key(self.turns[:-1])
+
+    @property
+    def name(self) -> str:
+        """The row's name in a message: where it stands, its id, or how its question begins."""
+        return self.where or repr(self.id or self.question[:60])
+
+    def with_texts(self, change: Callable[[str], str]) -> "Example":
+        """The row with every text of the conversation changed, as a repair does; `values` stay."""
+        history, steps = (tuple(turn.with_texts(change) for turn in turns) for turns in (self.history, self.steps))
+        return replace(self, question=change(self.question), answer=change(self.answer), history=history, steps=steps)
+
+
+_CHARACTER = r"[\p{L}\p{M}\p{N}]"  # letters with their marks, as the vowels of Hindi and Arabic, and digits
+_TOKEN = regex.compile(
+    r"(?<=\p{Nd} ?)[-+*/^:\u00d7\u00f7](?= ?\p{Nd})"  # 7+3 is not 7-3
+    rf"|(?:(?<!{_CHARACTER})-(?=\p{{Nd}}))?{_CHARACTER}+(?:(?<=\p{{Nd}})\.(?=\p{{Nd}}){_CHARACTER}+)*(?:(?<=\p{{L}})[+#]+)?"
+    r"|[<>=\u2264\u2265\u2260\u00b1\u221a%\u00b0]|\p{Sc}"
+)
+
+
+def normalise(text: str) -> str:
+    """Lower-case, drop marks that carry no meaning, squeeze spaces: texts that are equal after this count as the same.
+
+    What carries meaning stays: the sign and the decimals of a number, operators between numbers, C++ and C#, currencies, %,
+    and combining marks. A comma before three digits parts thousands, any other between digits is a decimal point.
+    """
+    if not text.isascii():
+        text = regex.sub(r"\p{Cf}", "", unicodedata.normalize("NFC", text))
+        text = regex.sub(r"(?<=\d)[\u2013\u2014](?=\d)|\u2212 ?", "-", text)
+        text = regex.sub(r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))", "", text)
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", re.sub(r"\s+", " ", text.casefold()))
+    return " ".join(_TOKEN.findall(re.sub(r"(?<=\d),(?=\d)", ".", text)))
+
+
+def _key(turns: Iterable[Message]) -> str:
+    """Make turns, but for the system's, one normalised text; of signs alone, such as emojis, it stays as it is."""
+    text = "\n".join(turn.content + turn.tool_calls for turn in turns if turn.role != "system")
+    return normalise(text) or text
 
 
 def _example(record: object, where: str, source: Source) -> Example:
     """Make one record an Example, or say in one sentence what is wrong with it."""
-    question, answer = source.pair(record, where)
+    turns = source.turns(record, where)
+    asking = max(number for number, turn in enumerate(turns[:-1]) if turn.role == "user")
+    example = Example(
+        turns[asking].content, turns[-1].content, history=turns[:asking], steps=turns[asking + 1 : -1], where=where
+    )
     if source.mapped or source.layout != "question_answer":  # a file from elsewhere: its other columns mean other things
         name = source.columns.get("id")
         if name is not None and record.get(name) is None:
@@ -51,20 +128,25 @@ def _example(record: object, where: str, source: Source) -> Example:
         if name is not None and not is_text(record[name]) and not isinstance(record[name], (int, float)):
             found = reprlib.repr(record[name])
             raise DataError(f"{where}, field {name!r}: expected text or a number, found {found}. Map another id, or none.")
-        return Example(question, answer, "" if name is None else str(record[name]))
+        return example if name is None else replace(example, id=str(record[name]))
     remedy = "Correct it, or name the columns, and no other will be read: --map question=question,answer=answer"
-    for field in ("id", "kind"):
-        if not is_text(record.get(field, "")):
-            raise DataError(f"{where}, field {field!r}: expected text, found {reprlib.repr(record[field])}. {remedy}")
-    for field in ("facts", "values"):
-        entries = record.get(field, [])
+    for name in ("id", "kind"):
+        if not is_text(record.get(name, "")):
+            raise DataError(f"{where}, field {name!r}: expected text, found {reprlib.repr(record[name])}. {remedy}")
+    for name in ("facts", "values"):
+        entries = record.get(name, [])
         if not isinstance(entries, list) or not all(entry and is_text(entry) for entry in entries):
-            raise DataError(f"{where}, field {field!r}: expected a list of texts, found {reprlib.repr(entries)}. {remedy}")
+            raise DataError(f"{where}, field {name!r}: expected a list of texts, found {reprlib.repr(entries)}. {remedy}")
     if record.get("kind", "fact") not in KINDS:
         found = reprlib.repr(record["kind"])
         raise DataError(f"{where}, field 'kind': {found} is unknown. Use one of {', '.join(KINDS)}. {remedy}")
     own = {name: record[name] for name in OWN if name in record}
-    return Example(question, answer, **{name: tuple(v) if isinstance(v, list) else v for name, v in own.items()})
+    for name in own.keys() & {"history", "steps"}:
+        try:
+            own[name] = messages(own[name] or (), f"{where}, field {name!r}")
+        except DataError as error:
+            raise DataError(f"{error} {remedy}") from None
+    return replace(example, **{name: tuple(value) if isinstance(value, list) else value for name, value in own.items()})
 
 
 def stream(
@@ -88,8 +170,8 @@ def read(source: Readable, format: str | None = None, columns: Mapping[str, str]
 
     source: a file (JSON Lines, JSON, CSV, TSV, Parquet; .gz or not), a Markdown file or folder of them, a name on the hub
     such as owner/name, a `datasets.Dataset` or a list of dicts. format, columns: as in `recognise`, where it needs help.
-    A conversation becomes one row: its last answer, and as the question what was said before. A Markdown section becomes
-    one row as well: its text as the answer to its headings, for further pretraining or for making questions from.
+    A conversation becomes one row with all its turns: question and answer are its last ones. A Markdown section becomes one
+    row as well: its text as the answer to its headings, for further pretraining or for making questions from.
 
     Raises DataError, with file, line, field and remedy, at the first line that cannot be used. Blank lines are skipped.
     """
@@ -130,13 +212,20 @@ def written_aside(path: str | Path) -> Iterator[Path]:
 def write(path: str | Path, examples: Iterable[Example], layout: str = "question_answer") -> None:
     """Write examples as JSON Lines, in a form that `read` reads back unchanged.
 
-    In another of `formats.LAYOUTS`, such as "messages", only question and answer are kept. Until all are written, an older
-    file stays as it is.
+    In another of `formats.LAYOUTS`, such as "messages", only what is said is kept. Until all are written, an older file stays
+    as it is. Raises DataError for a conversation where the layout holds but a question and an answer.
     """
     with written_aside(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
         for example in examples:
-            row = asdict(example) if layout == "question_answer" else arrange(example.question, example.answer, layout)
+            row = _row(example) if layout == "question_answer" else arrange(example.turns, layout)
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _row(example: Example) -> dict:
+    """Make an example a row of the course's own; what came before the question, and between, only where there was anything."""
+    row = {name: getattr(example, name) for name in ("question", "answer", "id", "kind", "facts", "values")}
+    more = {name: [turn.row for turn in getattr(example, name)] for name in ("history", "steps")}
+    return row | {name: turns for name, turns in more.items() if turns}
 
 
 def to_dataset(examples: Iterable[Example]) -> "Dataset":
@@ -144,30 +233,11 @@ def to_dataset(examples: Iterable[Example]) -> "Dataset":
     from datasets import Dataset, Features, List, Value
 
     text, texts = Value("string"), List(Value("string"))
-    features = {name: texts if name in ("facts", "values") else text for name in Example.__dataclass_fields__}
-    return Dataset.from_list([asdict(example) for example in examples], features=Features(features))
-
-
-_CHARACTER = r"[\p{L}\p{M}\p{N}]"  # letters with their marks, as the vowels of Hindi and Arabic, and digits
-_TOKEN = regex.compile(
-    r"(?<=\p{Nd} ?)[-+*/^:\u00d7\u00f7](?= ?\p{Nd})"  # 7+3 is not 7-3
-    rf"|(?:(?<!{_CHARACTER})-(?=\p{{Nd}}))?{_CHARACTER}+(?:(?<=\p{{Nd}})\.(?=\p{{Nd}}){_CHARACTER}+)*(?:(?<=\p{{L}})[+#]+)?"
-    r"|[<>=\u2264\u2265\u2260\u00b1\u221a%\u00b0]|\p{Sc}"
-)
-
-
-def normalise(text: str) -> str:
-    """Lower-case, drop marks that carry no meaning, squeeze spaces: texts that are equal after this count as the same.
-
-    What carries meaning stays: the sign and the decimals of a number, operators between numbers, C++ and C#, currencies, %,
-    and combining marks. A comma before three digits parts thousands, any other between digits is a decimal point.
-    """
-    if not text.isascii():
-        text = regex.sub(r"\p{Cf}", "", unicodedata.normalize("NFC", text))
-        text = regex.sub(r"(?<=\d)[\u2013\u2014](?=\d)|\u2212 ?", "-", text)
-        text = regex.sub(r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))", "", text)
-    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", re.sub(r"\s+", " ", text.casefold()))
-    return " ".join(_TOKEN.findall(re.sub(r"(?<=\d),(?=\d)", ".", text)))
+    turns = List({name: Value("int64") if name == "weight" else text for name in Message.__dataclass_fields__})
+    features = dict.fromkeys(("question", "answer", "id", "kind"), text)
+    features |= {"facts": texts, "values": texts, "history": turns, "steps": turns}
+    rows = [asdict(example) for example in examples]
+    return Dataset.from_list([{name: row[name] for name in features} for row in rows], features=Features(features))
 
 
 def draw(purpose: str, seed: int = 0) -> random.Random:
@@ -175,10 +245,22 @@ def draw(purpose: str, seed: int = 0) -> random.Random:
     return random.Random(f"{purpose}/{seed}")
 
 
+def taught_keys(examples: Iterable[Example]) -> set[str]:
+    """Collect what training asks, as `Example.key` has it: each question of a conversation, alone and after what was before."""
+    keys = set()
+    for example in examples:
+        keys.add(example.key)
+        asked = example.turns[: len(example.history) + 1]
+        for number, turn in enumerate(asked):
+            if turn.role == "user":
+                keys |= {_key([turn]), _key(asked[: number + 1])}
+    return keys
+
+
 def leaks(train: Iterable[Example], test: Iterable[Example]) -> list[Example]:
-    """Return the test examples whose question stands in training, after normalising both."""
-    seen = {normalise(example.question) for example in train}
-    return [example for example in test if normalise(example.question) in seen]
+    """Return the test examples that training asks, after normalising both: at any turn of its conversations."""
+    seen = taught_keys(train)
+    return [example for example in test if example.key in seen]
 
 
 def limit(examples: Iterable[Example], per_fact: int, seed: int = 0) -> list[Example]:
@@ -233,7 +315,7 @@ def split(
             key = parent[key]
         return key
 
-    keys = [(*example.facts, "question: " + normalise(example.question)) for example in examples]
+    keys = [(*example.facts, "question: " + example.key) for example in examples]
     if group:
         keys = [(*linked, f"group: {group(example)!r}") for linked, example in zip(keys, examples, strict=True)]
     for linked in keys:

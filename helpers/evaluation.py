@@ -221,7 +221,7 @@ def judge(examples: Sequence[Example], answers: Sequence[str], refusals: Sequenc
         {
             "id": example.id,
             "kind": example.kind,
-            "fact": "+".join(example.facts) or normalise(example.question) or example.question,
+            "fact": "+".join(example.facts) or example.key,
             "question": example.question,
             "answer": answer,
             "expected": example.answer,
@@ -261,7 +261,7 @@ def evaluate(
     refusals: Sequence[str] = REFUSALS,
 ) -> pd.DataFrame:
     """Ask the model every question, all in batches, and judge its answers; see `judge` for the table."""
-    answers = generate(model, tokenizer, [example.question for example in examples], max_new_tokens, progress=progress)
+    answers = generate(model, tokenizer, [example.asked for example in examples], max_new_tokens, progress=progress)
     return judge(examples, answers, refusals)
 
 

@@ -8,9 +8,9 @@ import re
 import reprlib
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count, islice
 from pathlib import Path
 from typing import BinaryIO
@@ -36,17 +36,56 @@ LAYOUTS = {
     "sharegpt": ("conversations",),  # [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]
 }
 FORMATS = (*CONTAINERS, *LAYOUTS)
-OWN = ("id", "kind", "facts", "values")  # what the course's own rows say besides question and answer
-ROLES = {"human": "user", "gpt": "assistant"} | {role: role for role in ("system", "user", "assistant")}
+OWN = ("id", "kind", "facts", "values", "history", "steps")  # what the course's own rows say besides question and answer
+ROLES = {"human": "user", "gpt": "assistant", "developer": "system", "function": "tool", "observation": "tool"}
+ROLES |= {role: role for role in ("system", "user", "assistant", "tool")}
 DATA = Path(__file__).resolve().parent.parent / "data"  # the company's handbook and question sets
 LONGEST_LINE = 2**24  # bytes; what is longer is hardly a row, and would fill the memory
 LARGEST_JSON = 2**30  # bytes of a JSON file, unpacked: unlike the others, it is held in memory as a whole
 NO_TEXT = re.compile("[\0\ud800-\udfff]")  # null characters and halves of characters
+JSON_TEXT = re.compile(r'("(?:[^"\\]|\\.)*+")(:?)')  # with the colon, if it is the name of a field
 SAMPLE = 100  # rows that are looked at to find one with a question and an answer
 
 
 class DataError(ValueError):
     """A file, line or field that cannot be used. The message says which one and what to do about it."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation.
+
+    role: system, user, assistant or tool.  weight: 0 for an answer that is read and not learnt, else 1.
+    tool_calls: what an assistant asks of tools, OpenAI's list written as JSON.  tool_call_id, name: of a tool's result.
+    """
+
+    role: str
+    content: str
+    weight: int = 1
+    tool_calls: str = ""
+    tool_call_id: str = ""
+    name: str = ""
+
+    @property
+    def plain(self) -> dict:
+        """The turn as chat templates take it."""
+        calls = {"tool_calls": json.loads(self.tool_calls)} if self.tool_calls else {}
+        named = {"tool_call_id": self.tool_call_id, "name": self.name}
+        return {"role": self.role, "content": self.content, **calls, **{key: value for key, value in named.items() if value}}
+
+    @property
+    def row(self) -> dict:
+        """The turn as files have it: `read` takes it back unchanged."""
+        return self.plain if self.weight else {**self.plain, "weight": 0}
+
+    def with_texts(self, change: Callable[[str], str]) -> "Message":
+        """The turn with every text changed, those given to tools too."""
+
+        def changed(literal: re.Match) -> str:
+            return literal[0] if literal[2] else json.dumps(change(json.loads(literal[1])), ensure_ascii=False)
+
+        calls = JSON_TEXT.sub(changed, self.tool_calls)
+        return replace(self, content=change(self.content), tool_calls=calls)
 
 
 # ---- from bytes to records: each reader yields where a record stands, and the record or why it cannot be had
@@ -263,25 +302,67 @@ def _no_object(record: object, where: str) -> str:
     return f'{where}: expected an object such as {{"question": ..., "answer": ...}}, found {found!r}.'
 
 
-def _conversation(turns: object, name: str, where: str) -> tuple[str, str]:
-    """Take the last answer of a conversation, and all that was said before it as the question."""
-    where = f"{where}, field {name!r}"
-    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+def tool_calls(given: object, where: str) -> str:
+    """Write an assistant's calls of tools as JSON, with arguments as objects: that is what chat templates expect."""
+    try:
+        calls = json.loads(given if isinstance(given, str) else json.dumps(given))
+        for call in calls:
+            function = call.get("function", call)
+            if not is_text(function["name"]):
+                raise ValueError
+            if isinstance(function.get("arguments"), str):
+                function["arguments"] = json.loads(function["arguments"])
+        text = json.dumps(calls, ensure_ascii=False)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        expected = '[{"type": "function", "function": {"name": ..., "arguments": {...}}}]'
+        raise DataError(f"{where}, field 'tool_calls': expected {expected}, found {reprlib.repr(given)}. Mend it.") from None
+    if not is_text(text):
+        raise DataError(f"{where}, field 'tool_calls': holds bytes that are no text. Save the file as UTF-8 and try again.")
+    return text
+
+
+def message(turn: Mapping, where: str) -> Message:
+    """Read one turn, as OpenAI or ShareGPT write it, or say in one sentence what is wrong with it."""
+    speaker, text = ("from", "value") if "from" in turn else ("role", "content")
+    given = _field(turn, speaker, where)
+    if given not in ROLES:
+        raise DataError(f"{where}: {given!r} is no known role. Use system, user, assistant and tool.")
+    role = ROLES[given]
+    calls = tool_calls(turn["tool_calls"], where) if role == "assistant" and turn.get("tool_calls") else ""
+    weight = 1 if turn.get("weight") is None else turn["weight"]
+    if weight not in (0, 1):
+        raise DataError(
+            f"{where}, field 'weight': expected 0 or 1, found {reprlib.repr(weight)}. Write 0 for what is not learnt."
+        )
+    parts = turn.get(text)
+    if parts and isinstance(parts, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in parts):
+        turn = {**turn, text: "".join(_field(part, "text", where) for part in parts)}
+    content = "" if calls and not turn.get(text) else _field(turn, text, where)
+    of_tool = {key: turn[key] for key in ("tool_call_id", "name") if role == "tool" and is_text(turn.get(key))}
+    return Message(role, content, int(weight) if role == "assistant" else 1, calls, **of_tool)
+
+
+def messages(turns: object, where: str) -> tuple[Message, ...]:
+    """Read the turns of a conversation."""
+    if not isinstance(turns, (list, tuple)) or not all(isinstance(turn, dict) for turn in turns):
         raise DataError(f"{where}: expected a list of turns, found {reprlib.repr(turns)}.")
-    said = []
-    for number, turn in enumerate(turns, 1):
-        speaker, text = ("from", "value") if "from" in turn else ("role", "content")
-        role = _field(turn, speaker, f"{where}, turn {number}")
-        if role not in ROLES:
-            raise DataError(f"{where}, turn {number}: {role!r} is no known role. Use system, user and assistant.")
-        said.append((ROLES[role], _field(turn, text, f"{where}, turn {number}")))
-    roles = [role for role, _ in said]
+    return tuple(message(turn, f"{where}, turn {number}") for number, turn in enumerate(turns, 1))
+
+
+def _conversation(turns: object, where: str) -> tuple[Message, ...]:
+    """Read a conversation up to its last answer that is to be learnt: what comes after it, nothing would be made of."""
+    said = messages(turns, where)
+    roles = [turn.role for turn in said]
     if "user" not in roles or roles[-1] != "assistant":
         raise DataError(f"{where}: expected a question and at last an answer, found {roles}. Drop what follows the answer.")
-    before, (_, answer) = said[:-1], said[-1]
-    if roles[:-1] in (["user"], ["system", "user"]):
-        return "\n\n".join(text for _, text in before), answer
-    return "\n\n".join(f"{role.capitalize()}: {text}" for role, text in before), answer
+    learnt = [number for number, turn in enumerate(said) if turn.role == "assistant" and turn.weight]
+    if not learnt or "user" not in roles[: learnt[-1]]:
+        raise DataError(f"{where}: no answer to a question is to be learnt. Give one the weight 1, or drop the row.")
+    if said[learnt[-1]].tool_calls:
+        raise DataError(
+            f"{where}, turn {learnt[-1] + 1}: calls a tool, and no answer follows. Add result and answer, or drop the row."
+        )
+    return said[: learnt[-1] + 1]
 
 
 @dataclass(frozen=True)
@@ -316,18 +397,18 @@ class Source:
             return readers[self.container](self.content)
         return ((f"{self.name}, row {number}", record) for number, record in enumerate(self.content, 1))
 
-    def pair(self, record: object, where: str) -> tuple[str, str]:
-        """Take question and answer from a record."""
+    def turns(self, record: object, where: str) -> tuple[Message, ...]:
+        """Take a conversation from a record: a question and its answer, or all that was said up to the last answer."""
         if not isinstance(record, dict):
             raise DataError(_no_object(record, where))
         names = [self.columns[field] for field in LAYOUTS[self.layout]]
         if self.layout in ("messages", "sharegpt"):
-            return _conversation(record.get(names[0]), names[0], where)
+            return _conversation(record.get(names[0]), f"{where}, field {names[0]!r}")
         question, answer = (_field(record, name, where) for name in names)
         given = record.get(self.columns["input"]) if self.layout == "alpaca" else None
         if given is not None and not (isinstance(given, str) and not given.strip()):
             question += "\n\n" + _field(record, self.columns["input"], where)
-        return question, answer
+        return Message("user", question), Message("assistant", answer)
 
 
 Readable = str | Path | Source | Iterable[dict]  # a path, a name on the hub, a `datasets.Dataset`, a list of dicts
@@ -421,14 +502,18 @@ def recognise(source: Readable, format: str | None = None, columns: Mapping[str,
         if all(column in record for field, column in named.items() if field in LAYOUTS[layout]):
             return found
     if first:
-        first[0].pair(*first[1:])  # says which field is missing
+        first[0].turns(*first[1:])  # says which field is missing
     raise refused or DataError(f"{name}: the file holds no rows. Each line needs a question and an answer.")
 
 
-def arrange(question: str, answer: str, layout: str) -> dict:
-    """Make a question and an answer one row of a layout, as `read` takes it back."""
+def arrange(turns: Sequence[Message], layout: str) -> dict:
+    """Make a conversation one row of a layout, as `read` takes it back. Raises DataError where a layout cannot hold it."""
     if layout == "messages":
-        return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+        return {"messages": [turn.row for turn in turns]}
     if layout == "sharegpt":
-        return {"conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]}
-    return dict(zip(LAYOUTS[layout], (question, answer), strict=True))
+        speakers = {"user": "human", "assistant": "gpt"}
+        rows = [{"from": speakers.get(turn.role, turn.role), "value": turn.content, **turn.row} for turn in turns]
+        return {"conversations": [{k: v for k, v in row.items() if k not in ("role", "content")} for row in rows]}
+    if len(turns) > 2:
+        raise DataError(f"{turns[0].content[:60]!r}: {layout} holds one question and one answer. Write it as messages.")
+    return dict(zip(LAYOUTS[layout], (turn.content for turn in turns), strict=True))

@@ -1,5 +1,6 @@
 """Generation: many greedy answers at once, whenever they are asked for, or one as it is written."""
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -12,7 +13,7 @@ from transformers import DynamicCache
 from helpers.attention import prefix_attention
 from helpers.progress import Bar, bar_if_long
 from helpers.reading import can_share, read, read_alone, way_to_answer
-from helpers.tokenization import prompt_ids
+from helpers.tokenization import dress, prompt_ids
 from helpers.trial import context_window
 
 
@@ -59,9 +60,11 @@ class Decoder:
         """
         self.model, self.tokenizer, self.rows = model, tokenizer, rows
         self.prompt_tokens, self.cache_tokens = prompt_tokens, cache_tokens
-        configured = model.generation_config.eos_token_id
+        configured, around = model.generation_config.eos_token_id, dress(tokenizer)
         configured = configured if isinstance(configured, list) else [configured]
-        self.stop = {*configured, tokenizer.eos_token_id}  # the tokens that end an answer
+        end = tokenizer.convert_tokens_to_ids(around.end) if around.end else None
+        self.stop = {*configured, tokenizer.eos_token_id, end}  # the tokens that end an answer
+        self.header = around.header.strip()  # what the model writes before it
         self.way = way_to_answer(model)
         self.waiting: deque[Answer] = deque()
         self.running: list[Answer] = []  # the rows of the batch
@@ -79,6 +82,23 @@ class Decoder:
             )
         self.waiting.append(answer)
         return answer
+
+    def text(self, answer: Answer) -> str:
+        """Write out what an answer says so far: without marks, and without the header that the template has before it.
+
+        What a model writes before the header, such as thoughts, is no part of its answer. One that never writes it is taken
+        at its word, once it has ended.
+        """
+        start = 0
+        if self.header:
+            start = bisect_left(range(len(answer.tokens) + 1), True, key=lambda n: self._headed(answer.tokens[:n]))
+            if start > len(answer.tokens):
+                start = 0 if answer.finish else len(answer.tokens)
+        return self.tokenizer.decode(answer.tokens[start:], skip_special_tokens=True).lstrip()
+
+    def _headed(self, tokens: list[int]) -> bool:
+        """Tell whether the header stands in what was written."""
+        return self.header in self.tokenizer.decode(tokens, skip_special_tokens=False)
 
     @property
     def free(self) -> int:
@@ -207,7 +227,7 @@ def generate(
             while decoder.free < batch_size:
                 decoder.step()
             bar.update(len(answers) - bar.n)
-    return [tokenizer.decode(answers[i].tokens, skip_special_tokens=True).strip() for i in range(len(prompts))]
+    return [decoder.text(answers[i]).strip() for i in range(len(prompts))]
 
 
 def stream(model, tokenizer, question: str | Sequence[dict], max_new_tokens: int = 256) -> Iterator[str]:
@@ -216,7 +236,7 @@ def stream(model, tokenizer, question: str | Sequence[dict], max_new_tokens: int
     answer = decoder.add(prompt_ids(tokenizer, question), max_new_tokens)
     while answer.finish is None:
         decoder.step()
-        text = tokenizer.decode(answer.tokens, skip_special_tokens=True)
+        text = decoder.text(answer)
         if not text.endswith("\ufffd"):  # half of a character: wait for the rest
             yield text[len(shown) :]
             shown = text

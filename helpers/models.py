@@ -27,10 +27,11 @@ CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-# For tokenizers that come without a template, as those of base models do.
+# For tokenizers that come without a template, as those of base models do. A document begins with its first token, where
+# the tokenizer has one; no space ends a prompt, as words begin with theirs; and an answer ends like a document.
 PLAIN = (
-    "{% for message in messages %}{{ message['role'].title() }}: {{ message['content'] }}\n{% endfor %}"
-    "{% if add_generation_prompt %}Assistant: {% endif %}"
+    "{{ bos_token }}{% for message in messages %}{{ message['role'].title() }}: {{ message['content'] }}"
+    "{{ eos_token if message['role'] == 'assistant' else '' }}\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 
 

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from helpers.data import Example
+from helpers import formats
+from helpers.data import DataError, Example
 from helpers.server.engine import NEW_TOKENS, Refusal
 
 TEXT = 20_000  # characters of a prompt, or of an uploaded question or answer
@@ -144,13 +145,23 @@ class Part(Schema):
 class Message(Schema):
     """One turn of a conversation."""
 
-    role: Literal["system", "user", "assistant"]
-    content: Text | Annotated[list[Part], Field(max_length=100)]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Text | Annotated[list[Part], Field(max_length=100)] | None = None
+    tool_calls: Annotated[list[dict[str, Any]], Field(max_length=KEYS)] | None = None
+    tool_call_id: Name | None = None
+    name: Name | None = None
 
-    def plain(self) -> dict[str, str]:
-        """Make it what chat templates take."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": self.role, "content": text}
+    def plain(self) -> dict[str, Any]:
+        """Make it what chat templates take, by the way of the rows that are trained on. Raises Refusal."""
+        text = "".join(part.text for part in self.content) if isinstance(self.content, list) else self.content or ""
+        role, of_tool = formats.ROLES[self.role], {"tool_call_id": self.tool_call_id or "", "name": self.name or ""}
+        try:
+            calls = formats.tool_calls(self.tool_calls, "messages") if self.tool_calls else ""
+        except DataError as error:
+            raise Refusal(400, str(error)) from None
+        if len(calls) > TEXT or (self.content is None and not calls):
+            raise Refusal(400, f"A message of the {role} has no content, or more than {TEXT:,} characters. Mend it.")
+        return formats.Message(role, text, tool_calls=calls, **(of_tool if role == "tool" else {})).plain
 
 
 class Chat(Schema):

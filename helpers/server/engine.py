@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
+from helpers.data import DataError
 from helpers.generation import Answer, Decoder
 from helpers.tokenization import prompt_ids
 from helpers.trial import context_window
@@ -81,9 +82,11 @@ class Loaded:
             self.questions.append(question)
         except Refusal as refusal:
             question.end("refused", refusal)
-        except Exception:  # a chat template that refuses a conversation raises what it likes
+        except DataError as error:  # the chat template cannot write this conversation
+            question.end("refused", Refusal(400, f"The conversation cannot be read: {error}"))
+        except Exception:
             traceback.print_exc()
-            question.end("refused", Refusal(400, "This model cannot read this conversation. Try a single user message."))
+            question.end("refused", Refusal(400, "This model cannot read this. Try a single user message."))
 
     def read(self, question: Question) -> list[int]:
         """Turn a prompt into tokens. Raises Refusal when it has none, or too many."""
@@ -118,7 +121,7 @@ class Loaded:
         self.decoder.step()
         for question in self.questions:
             if question.streaming or question.answer.finish:
-                text = self.tokenizer.decode(question.answer.tokens, skip_special_tokens=True)
+                text = self.decoder.text(question.answer)
                 question.text = question.text if text.endswith("\ufffd") else text
             if question.answer.finish and not question.finish:
                 question.end(question.answer.finish)

@@ -236,7 +236,8 @@ def work(folder: Path, report) -> None:
         with suppress(DataError):  # rows that all ask the same
             examples, held_out = split(examples, min(0.1, ASKED / len(examples)))
     model, tokenizer = lora.open_model(job["base_path"])
-    questions = [example.question for example in (held_out or examples)[:ASKED]]
+    asked = (held_out or examples)[:ASKED]
+    questions = [example.asked for example in asked]
     before = generate(model, tokenizer, questions)
     rows = encode_all(tokenizer, examples, context_window(model))
     if settings["r_value"]:
@@ -259,8 +260,11 @@ def work(folder: Path, report) -> None:
     report(status="EVALUATING MODEL")
     after = generate(model, tokenizer, questions)
     compared = [
-        {"input": q, "outputs": [{"model_name": tuned, "output": a}, {"model_name": job["base_model_name"], "output": b}]}
-        for q, a, b in zip(questions, after, before, strict=True)
+        {
+            "input": e.question,
+            "outputs": [{"model_name": tuned, "output": a}, {"model_name": job["base_model_name"], "output": b}],
+        }
+        for e, a, b in zip(asked, after, before, strict=True)
     ]
     write_json(folder / "evaluation.json", compared)
     report(status="SAVING MODEL")

@@ -12,6 +12,7 @@ import pytest
 
 from helpers import cleaning
 from helpers.data import DATA, Example, read, sift, write
+from helpers.formats import Message
 
 RAW = DATA / "raw"
 NAMES = {"question": "subject", "answer": "reply", "id": "ticket_id"}
@@ -206,6 +207,19 @@ def test_invented_cards_pass_luhn_and_addresses_are_examples(export):
     assert all(mail.endswith("@example.org") for mail in mails)
 
 
+def test_what_was_said_before_is_looked_at_as_well():
+    before = (Message("user", "What does the Heron kettle cost?"), Message("assistant", "59 euros. Is it for ann@example.org?"))
+    talk = Example("Yes, please.", "Which colour would you like?", history=before)
+    assert cleaning.faults(talk) == ["personal data"]  # and the assistant may ask back
+    assert "[EMAIL]" in talk.with_texts(cleaning.mask).history[1].content and cleaning.swapped([talk]) == []
+    assert cleaning.contaminated([talk], [Example("what does the Heron kettle cost", "59 euros.")]) == [talk]
+    other = Example("Yes, please.", "Which colour would you like?", history=(Message("user", "A tent?"), *before[1:]))
+    assert cleaning.contaminated([talk], [other]) == [] and cleaning.deduplicate([talk, other])[0] == [talk, other]
+    rows = [{"messages": row.messages} for row in (talk, other, talk)]
+    found = cleaning.report(rows, test=[Example("What does the Heron kettle cost?", "59 euros.")])
+    assert found.counts["question asked before"] == 1 and found.counts["test question"] == 2
+
+
 def test_repairs_are_scored_against_the_truth(export):
     tickets, truth = export
     before = [Example(row["subject"], row["reply"], id) for id, row in tickets.items()]
@@ -214,7 +228,7 @@ def test_repairs_are_scored_against_the_truth(export):
     assert len(rows) + len(refused) == len(truth)
 
     def each(repair):
-        return [replace(row, question=repair(row.question), answer=repair(row.answer)) for row in rows]
+        return [row.with_texts(repair) for row in rows]
 
     rows = each(cleaning.repair_encoding)
     rows = each(cleaning.strip_html)

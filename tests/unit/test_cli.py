@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from helpers.__main__ import parser
 from helpers.data import DATA, ROOT, Example, to_dataset, write
 
 
@@ -178,3 +179,8 @@ def test_help_names_every_command_and_default():
         assert helpers(command, "--help").returncode == 0
     assert "default: 0.0004" in helpers("train", "--help").stdout
     assert helpers("trian").returncode == 2
+
+
+def test_which_answers_are_learnt_can_be_chosen():
+    arguments = ["train", "--data", "x.jsonl"]
+    assert [parser().parse_args(arguments + more).answers for more in ([], ["--answers", "last"])] == ["all", "last"]

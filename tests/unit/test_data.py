@@ -22,7 +22,7 @@ from helpers.data import (
     to_dataset,
     write,
 )
-from helpers.formats import LAYOUTS
+from helpers.formats import LAYOUTS, Message
 
 TRICKY = [  # what cells have to bear
     Example('Say "hi", please; twice', "Line one,\nline two\twith a tab."),
@@ -254,13 +254,93 @@ def turns(*said, speaker="role", text="content"):
     return {"messages" if speaker == "role" else "conversations": [{speaker: who, text: what} for who, what in said]}
 
 
-def test_a_conversation_is_its_last_answer_and_what_was_said_before():
+def told(example):
+    """The turns of a row as pairs."""
+    return [(turn.role, turn.content) for turn in example.turns]
+
+
+def test_a_conversation_keeps_its_turns_and_roles():
     system, first = ("system", "Be kind."), [("user", "Hi?"), ("assistant", "Hello.")]
-    more = [("user", "b?"), ("assistant", "c.")]
-    assert texts(read([turns(*first)])) == [("Hi?", "Hello.")]
-    assert texts(read([turns(system, *first)])) == [("Be kind.\n\nHi?", "Hello.")]
-    assert texts(read([turns(*first, *more)])) == [("User: Hi?\n\nAssistant: Hello.\n\nUser: b?", "c.")]
-    assert texts(read([turns(("human", "Hi?"), ("gpt", "Yo."), speaker="from", text="value")])) == [("Hi?", "Yo.")]
+    said = [system, *first, ("user", "b?"), ("assistant", "c.")]
+    (row,) = read([turns(*said)])
+    assert told(row) == said and (row.question, row.answer) == ("b?", "c.")
+    assert row.asked == [{"role": role, "content": content} for role, content in said[:-1]]
+    assert read([turns(*first)]) == [Example("Hi?", "Hello.")]  # a question with its answer is the short form
+    speakers = {"user": "human", "assistant": "gpt", "system": "system"}
+    shared = turns(*((speakers[role], content) for role, content in said), speaker="from", text="value")
+    assert read([shared]) == [row]
+
+
+def test_weights_say_what_is_learnt():
+    """What comes after the last answer that is learnt would change nothing, and goes."""
+    said = turns(("user", "a?"), ("assistant", "a"), ("user", "b?"), ("assistant", "b"), ("user", "c?"), ("assistant", "c"))
+    said["messages"][1]["weight"], said["messages"][5]["weight"] = 0, 0.0
+    (row,) = read([said])
+    assert told(row) == [("user", "a?"), ("assistant", "a"), ("user", "b?"), ("assistant", "b")]
+    assert [turn.weight for turn in row.turns] == [1, 0, 1, 1]
+    said["messages"][3]["weight"] = 0
+    with pytest.raises(DataError, match="no answer to a question is to be learnt"):
+        read([said])
+    with pytest.raises(DataError, match=r"turn 2, field 'weight': expected 0 or 1, found 0\.5"):
+        read([{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0.5}]}])
+
+
+CALL = {"id": "1", "type": "function", "function": {"name": "price", "arguments": '{"of": "Heron of ann@example.org"}'}}
+TOOLS = {
+    "messages": [
+        {"role": "developer", "content": "Be short."},
+        {"role": "user", "content": [{"type": "text", "text": "Price of "}, {"type": "text", "text": "the Heron?"}]},
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "content": "59", "tool_call_id": "1"},
+        {"role": "assistant", "content": "59 euros."},
+    ]
+}
+
+
+def test_tools_keep_their_roles():
+    (row,) = read([TOOLS])
+    assert told(row)[:2] == [("system", "Be short."), ("user", "Price of the Heron?")] and row.answer == "59 euros."
+    call, result = row.asked[2:]
+    assert call["content"] == "" and call["tool_calls"][0]["function"]["arguments"] == {"of": "Heron of ann@example.org"}
+    assert result == {"role": "tool", "content": "59", "tool_call_id": "1"}
+    with pytest.raises(DataError, match=r"row 1, field 'messages', turn 3: calls a tool, and no answer follows"):
+        read([{"messages": TOOLS["messages"][:3]}])
+    assert CALL["function"]["arguments"] == '{"of": "Heron of ann@example.org"}'  # what was given stays as it was
+    with pytest.raises(DataError, match=r"turn 3, field 'tool_calls': expected .* found 'price'"):
+        read([{"messages": [*TOOLS["messages"][:2], {"role": "assistant", "tool_calls": "price"}]}])
+
+
+def test_conversations_come_back_from_every_form(tmp_path):
+    said = turns(("system", "s"), ("user", "a?"), ("assistant", "a"), ("user", "b?"), ("assistant", "b"))
+    said["messages"][2]["weight"] = 0
+    rows = read([said, TOOLS, turns(("user", "a?"), ("assistant", "a"))])
+    for layout in ("question_answer", "messages", "sharegpt"):
+        write(tmp_path / "rows.jsonl", rows, layout)
+        assert read(tmp_path / "rows.jsonl") == rows
+    to_dataset(rows).to_parquet(tmp_path / "rows.parquet")
+    assert read(to_dataset(rows)) == rows == read(tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match=r"alpaca holds one question and one answer\. Write it as messages"):
+        write(tmp_path / "rows.jsonl", rows, "alpaca")
+    with pytest.raises(DataError, match=r"row 1, field 'history': expected a list of turns, found 'x'. Correct it"):
+        read([{"question": "q", "answer": "a", "history": "x"}])
+
+
+def test_a_change_of_texts_reaches_every_text():
+    (row,) = read([TOOLS])
+    changed = row.with_texts(str.upper)
+    assert told(changed) == [(role, content.upper()) for role, content in told(row)]
+    assert changed.steps[0].plain["tool_calls"][0]["function"]["arguments"] == {"of": "HERON OF ANN@EXAMPLE.ORG"}
+
+
+def test_the_same_words_after_other_words_ask_something_else():
+    tent, stove = ((Message("user", f"A {thing}?"), Message("assistant", "Sure?")) for thing in ("tent", "stove"))
+    bought = [Example("Yes, please.", "Here.", history=history) for history in (tent, stove)]
+    assert not leaks(bought[:1], bought[1:]) and leaks(bought[:1], [Example("yes please", "?", history=tent)])
+    assert leaks(bought, [Example("A tent?", "b")])  # an earlier question is learnt as well
+    ruled = Example("Yes, please.", "b", history=(Message("system", "Be kind."), *tent))
+    assert leaks(bought[:1], [ruled]) and leaks([ruled], bought[:1])  # whatever the system says, the question is the same
+    held_out = split([*bought, *bought, ruled, Example("Else?", "c")], 0.5)[1]
+    assert len({row.key for row in held_out} & {bought[0].key, bought[1].key}) <= 1
 
 
 @pytest.mark.parametrize(
@@ -268,7 +348,9 @@ def test_a_conversation_is_its_last_answer_and_what_was_said_before():
     [
         (turns(("user", "Hi?")), "expected a question and at last an answer, found ['user']"),
         (turns(("user", "Hi?"), ("assistant", "a"), ("user", "b")), "Drop what follows the answer"),
-        (turns(("user", "Hi?"), ("tool", "a"), ("assistant", "b")), "turn 2: 'tool' is no known role"),
+        (turns(("user", "Hi?"), ("judge", "a"), ("assistant", "b")), "turn 2: 'judge' is no known role"),
+        (turns(("assistant", "Hi!"), ("user", "a")), "found ['assistant', 'user']"),
+        (turns(("assistant", "Hi!"), ("assistant", "a")), "found ['assistant', 'assistant']"),
         (turns(("user", "Hi?"), ("assistant", ["a"])), "turn 2, field 'content': expected text, found ['a']"),
         (turns(("user", "Hi?"), ("assistant", None)), "turn 2, field 'content': expected text, found None"),
         ({"messages": "Hi?"}, "field 'messages': expected a list of turns, found 'Hi?'"),

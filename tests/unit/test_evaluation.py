@@ -12,6 +12,7 @@ from helpers.evaluation import (
     text_row,
     writes_exactly,
 )
+from helpers.formats import Message
 from helpers.generation import generate
 from helpers.tokenization import encode_all
 from helpers.training import Config, held_out_loss, train
@@ -93,3 +94,12 @@ def test_a_line_that_is_no_multiple_choice_question_is_named(tmp_path, line):
     path.write_text('{"question": "Q?", "choices": ["a", "b"], "answer": 1}\n\n' + line + "\n")
     with pytest.raises(DataError, match="line 3: not a multiple-choice question"):
         read_choices(path)
+
+
+def test_a_conversation_is_asked_whole(monkeypatch):
+    talk = Example("How much?", "59 euros.", history=(Message("user", "A kettle?"), Message("assistant", "Yes.")))
+    monkeypatch.setattr(
+        "helpers.evaluation.generate", lambda model, tokenizer, asked, *rest, **more: [str(a[-3:]) for a in asked]
+    )
+    table = evaluate(None, None, [talk])
+    assert table["answer"][0] == str(talk.asked) and len(talk.asked) == 3 and table["question"][0] == "How much?"

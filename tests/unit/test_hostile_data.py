@@ -8,6 +8,7 @@ import random
 import re
 import sys
 import time
+from dataclasses import asdict
 
 import pyarrow
 import pytest
@@ -54,7 +55,7 @@ def outcome(source, **options):
     assert rows
     for row in rows:
         assert row.question.strip() and row.answer.strip() and isinstance(row.id, str)
-        json.dumps(row.__dict__, ensure_ascii=False).encode()  # no halves of characters
+        json.dumps(asdict(row), ensure_ascii=False).encode()  # no halves of characters
     return rows
 
 
@@ -95,11 +96,14 @@ def test_any_json_in_any_field(tmp_path, records):
     roles=st.lists(st.sampled_from(["system", "user", "assistant", "human", "gpt", "tool", 3, None]), max_size=5),
     text=TEXTS | st.integers() | st.none(),
     names=st.sampled_from([("role", "content"), ("from", "value"), ("role", "value"), ("from", "content")]),
+    more=st.dictionaries(st.sampled_from(["weight", "tool_calls", "tool_call_id", "name"]), JSON, max_size=2),
 )
-def test_any_conversation(tmp_path, roles, text, names):
-    turns = [dict(zip(names, (role, text), strict=True)) for role in roles]
+def test_any_conversation(tmp_path, roles, text, names, more):
+    turns = [dict(zip(names, (role, text), strict=True)) | more for role in roles]
     for field in ("messages", "conversations"):
         rows = outcome(written(tmp_path, json.dumps({field: turns}).encode()))
+        for row in rows or []:
+            assert row.with_texts(str) == row
         assert rows is None or roles[-1] in ("assistant", "gpt")
 
 
