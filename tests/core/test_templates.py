@@ -354,12 +354,13 @@ def test_an_answer_that_is_not_trained_is_not_learnt():
         talks.append(Example(f"How so {i}?", f"It is {word}.", history=first))
     firsts, wanted = [talk.asked[:1] for talk in talks], [talk.history[1].content for talk in talks]
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape |= {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
     right = {}
     for answers in ("all", "last"):
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=len(tokenizer), eos_token_id=1, **shape)).eval()
+        model = AutoModelForCausalLM.from_config(LlamaConfig(**shape)).eval()
         rows = encode_all(tokenizer, talks, answers=answers)
-        train(model, rows, Config(epochs=60, batch_size=4, learning_rate=1e-2, dtype=torch.float32))
+        train(model, rows, Config(epochs=100, batch_size=4, learning_rate=1e-2, dtype=torch.float32))
         said = generate(model, tokenizer, firsts, max_new_tokens=12)
         right[answers] = sum(a == b for a, b in zip(said, wanted, strict=True))
         assert generate(model, tokenizer, [talk.asked for talk in talks], 12) == [talk.answer for talk in talks]
