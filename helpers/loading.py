@@ -174,7 +174,7 @@ def readable(source: Source) -> str:
 
     kind = source.raw.get("model_type")
     if not isinstance(kind, str):
-        return "its config.json names no model_type. Download or save the model again."
+        return "its config.json is damaged, or names no model_type. Download or save the model again."
     if kind in CONFIG_MAPPING:
         return ""
     if source.raw.get("auto_map"):
@@ -233,7 +233,7 @@ def whole(model, tokenizer, info: dict, source: Source) -> str:
             f"{len(odd)} weights have other shapes than config.json says, such as {name}: {list(there)} and not "
             f"{list(wanted)}. Download or save it again."
         )
-    totals = {name: weight.sum() for name, weight in model.named_parameters()}
+    totals = {name: weight.detach().sum() for name, weight in model.named_parameters()}
     if odd := [name for name, total in totals.items() if not total.isfinite()]:
         return f"{odd[0]} holds what is not a number. Take an earlier checkpoint, or download it again."
     return ""
