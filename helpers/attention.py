@@ -10,6 +10,12 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface
 
 
+def multiplies_in_float16(x: torch.Tensor) -> bool:
+    """Tell whether products of this would be float16, whose largest number is 65504."""
+    kind = x.device.type
+    return (torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype) == torch.float16
+
+
 def attention_per_row(module, query, key, value, attention_mask, scaling=None, lengths=None, softcap=None, **_):
     """Causal attention inside each row of a flat batch; no row sees another.
 
@@ -21,6 +27,8 @@ def attention_per_row(module, query, key, value, attention_mask, scaling=None, l
     window = getattr(module, "sliding_window", None)
     if softcap or (window and window < max(lengths)):
         raise NotImplementedError("This model limits its attention (soft cap, sliding window): it cannot be trained flat.")
+    if multiplies_in_float16(query):
+        query, scaling = query * scaling, 1.0  # scaled before the product, which could be too large
     outputs, start = [], 0
     for _, alike in groupby(lengths, key=int.bit_length):  # lengths between the same two powers of two
         sizes = list(alike)
@@ -48,6 +56,8 @@ def attention_after_prefix(module, query, key, value, attention_mask, scaling=No
     All rows' queries meet the prefix in one product. Source: Juravsky et al. 2024, Hydragen, https://arxiv.org/abs/2402.05099
     """
     far, far_values = (part[0] for part in (prefix.layers[module.layer_idx].keys, prefix.layers[module.layer_idx].values))
+    if multiplies_in_float16(query):
+        query, scaling = query * scaling, 1.0  # scaled before the product, which could be too large
     rows, groups, width, dim = key.shape
     new, length = query.shape[2], far.shape[1]
     q = query.reshape(rows, groups, -1, dim)  # the query heads that share a key head stacked

@@ -137,7 +137,10 @@ class Decoder:
             logits_to_keep=1,
             **before,
         ).logits
-        for answer, token in zip(answers, logits[:, -1].argmax(dim=-1).tolist(), strict=True):
+        best = logits[:, -1].argmax(dim=-1)
+        if logits[:, -1].gather(-1, best[:, None]).isnan().any():  # the likeliest, where there is any
+            raise FloatingPointError("What the model expects is no number. If it is held in float16, use model.float().")
+        for answer, token in zip(answers, best.tolist(), strict=True):
             if token in self.stop:
                 answer.finish = answer.finish or "stop"
                 continue
