@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 REQUIREMENTS := requirements.txt requirements-model.txt constraints.txt pyproject.toml
 
 .DELETE_ON_ERROR:  # half a .venv is no .venv
-.PHONY: course test install lab data lint update bench browser clean
+.PHONY: course test install lab data lint update bench gpu browser clean
 
 course: install  ## run every notebook, with a report at the end
 	$(BIN)/python -m helpers run --out build
@@ -37,6 +37,9 @@ bench: $(VENV)/.bench-installed  ## measure our loop against Trainer and TRL, an
 	$(BIN)/python tests/benchmarks/training.py
 	$(BIN)/python tests/benchmarks/generation.py
 	$(BIN)/python tests/benchmarks/server.py
+
+gpu:  ## check and measure on an NVIDIA GPU with the Python that is given, in 8 minutes, into build/gpu. Installs nothing
+	$(PYTHON) tests/gpu/run.py --out build/gpu
 
 browser: $(VENV)/.browser-installed  ## vote and finetune in a real JupyterLab; needs Chromium. Pictures go to build/browser
 	$(BIN)/python -m pytest tests/browser

@@ -178,8 +178,11 @@ def train(args: argparse.Namespace) -> int:
         "resumed_at": history.resumed_at,
         "losses": [step["loss"] for step in history.steps],
         "held_out_losses": history.held_out,
+        "skipped_steps": history.skipped,
     }
     print(f"{history.rows} rows in {history.seconds:.0f} s, {rate:.0f} supervised tokens/s, {history.peak_memory:.1f} GiB.")
+    if history.skipped:
+        print(f"{len(history.skipped)} of {len(history.steps)} steps changed nothing: a gradient was too large for float16.")
     write_json(args.json, report)
     print(f'Saved. Now try: python -m helpers ask --model {args.output} "your question"')
     return 0

@@ -18,6 +18,12 @@ from helpers.trial import agree, once, tell, trial_rows
 HARMLESS = {"position_ids", "use_cache", "layer_past", "output_attentions", "output_hidden_states", "output_router_logits"}
 
 
+def multiplies_in_float16(x: torch.Tensor) -> bool:
+    """Tell whether products of this would be float16, whose largest number is 65504."""
+    kind = x.device.type
+    return (torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype) == torch.float16
+
+
 def check_known(others: dict) -> None:
     """Refuse what a model hands over to its attention and ours does not know: it could change the result."""
     if odd := sorted(name for name, value in others.items() if value is not None and name not in HARMLESS):
@@ -70,6 +76,8 @@ def attention_per_row(
     if attention_mask is None and sliding_window and sliding_window < max(lengths):
         raise NotImplementedError("its mask does not show its window")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if multiplies_in_float16(query):
+        query, scale = query * scale, 1.0  # scaled before the product, which could be too large
     outputs, start = [], 0
     for _, alike in groupby(lengths, key=int.bit_length):  # lengths between the same two powers of two
         sizes = list(alike)
@@ -135,6 +143,9 @@ def attention_after_prefix(
     """
     check_known(others)
     far, far_values = (part[0] for part in (prefix.layers[module.layer_idx].keys, prefix.layers[module.layer_idx].values))
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if multiplies_in_float16(query):
+        query, scale = query * scale, 1.0  # scaled before the product, which could be too large
     rows, groups, width, dim = key.shape
     new, length = query.shape[2], far.shape[1]
     if sliding_window and sliding_window < length + width:
@@ -147,7 +158,6 @@ def attention_after_prefix(
     seen = torch.ones(new, width, dtype=torch.bool, device=q.device).tril(width - new) & attention_mask.bool()
     hidden = torch.zeros(seen.shape, dtype=q.dtype, device=q.device).masked_fill(~seen, -torch.inf)
     hidden = F.pad(hidden, (length, 0))[:, :, None]  # the whole prefix is seen
-    scale = dim**-0.5 if scaling is None else scaling
     shares = shares_of(scores, scale, hidden, softcap, s_aux).view(rows, groups, -1, length + width)
     far_shares = shares[..., :length].transpose(0, 1).reshape(groups, -1, length)
     far_out = (far_shares @ far_values).view(groups, rows, -1, value.shape[-1]).transpose(0, 1)

@@ -93,7 +93,8 @@ def save(folder: str | Path, model, optimizer, run: dict[str, str], progress: di
         "run": run,
         "progress": progress,
         "weights": get_model_state_dict(model, options=_options()),
-        "optimizer": get_optimizer_state_dict(model, optimizer, options=_options()),
+        # asked when it has none, as before its first step, torch would take a step to give it one
+        "optimizer": get_optimizer_state_dict(model, optimizer, options=_options()) if optimizer.state else {},
         "random": torch.get_rng_state(),
     }
     if distributed.is_initialized() and distributed.get_rank() > 0:
@@ -150,7 +151,8 @@ def resume(folder: str | Path, model, optimizer, run: dict[str, str]) -> tuple[d
             "or choose another folder (or delete this one) to start anew."
         )
     set_model_state_dict(model, state["weights"], options=_options())
-    set_optimizer_state_dict(model, optimizer, state["optimizer"], options=_options())
+    if state["optimizer"]:
+        set_optimizer_state_dict(model, optimizer, state["optimizer"], options=_options())
     torch.set_rng_state(state["random"])
     return progress, theirs
 

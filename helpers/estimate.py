@@ -19,7 +19,7 @@ from helpers.process import PeakMemory
 GIB = 2**30
 # Bytes a weight: as it is held, its gradient, and a second copy that is held all the time. Pure bfloat16 loses small updates.
 PRECISIONS = {
-    "mixed": (4, 4, 0),  # this course's loop: float32 weights, products in bfloat16
+    "mixed": (4, 4, 0),  # this course's loop: float32 weights, products in bfloat16 or float16
     "masters": (2, 2, 4),  # bfloat16 weights and gradients, float32 masters: ZeRO's 16 bytes with AdamW, arXiv:1910.02054
     "bfloat16": (2, 2, 0),
     "float32": (4, 4, 0),
@@ -156,7 +156,7 @@ def memory(shape: Shape, plan: Plan) -> dict[str, float]:
     weights = (shape.weights + adapters) * held + learns * master
     if plan.method == "lora4":  # matrices in 4 bits, the rest in 16
         weights = matrices * NF4 + (shape.weights - matrices) * 2 + adapters * (held + master)
-    if plan.precision == "mixed":  # a bfloat16 copy of each matrix, to multiply with; 4-bit ones are unpacked one by one
+    if plan.precision == "mixed":  # a copy of each matrix in 16 bits, to multiply with; 4-bit ones are unpacked one by one
         weights += 2 * (matrices * (plan.method != "lora4") + shape.vocabulary * shape.hidden)
     gradients = learns * gradient
     numbers, width = OPTIMISERS[plan.optimiser]
@@ -243,8 +243,8 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, tokens: int, hidden: i
 
 
 def usual_precision(device: torch.device) -> str:
-    """Name the precision that the course's loop takes on a device: "mixed" where bfloat16 is fast, else "float32"."""
-    return "mixed" if pick_dtype(device) == torch.bfloat16 else "float32"
+    """Name the precision that the course's loop takes on a device: "mixed" where 16 bits are fast, else "float32"."""
+    return "float32" if pick_dtype(device) == torch.float32 else "mixed"
 
 
 def measure(name: str | Path, plan: Plan, steps: int = 2) -> dict[str, float]:
@@ -256,8 +256,9 @@ def measure(name: str | Path, plan: Plan, steps: int = 2) -> dict[str, float]:
     """
     if plan.optimiser != "adamw" or plan.precision == "masters" or plan.method == "lora4" or plan.gpus > 1:
         raise ValueError("The course's loop has AdamW, no masters, no 4-bit matrices; measure on one device.")
-    if plan.precision != "float32" and usual_precision(pick_device()) == "float32":
-        raise ValueError(f"{plan.precision} computes in bfloat16, which is not fast here. Measure precision='float32'.")
+    usual = usual_precision(pick_device())
+    if plan.precision not in ("float32", usual) and pick_dtype(pick_device()) != torch.bfloat16:
+        raise ValueError(f"{plan.precision} computes in bfloat16, which is not fast here. Measure precision={usual!r}.")
     command = [sys.executable, "-m", "helpers.estimate", str(name), json.dumps(asdict(plan)), str(steps)]
     done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
     if done.returncode:
@@ -286,7 +287,7 @@ def _finetune(name: str, plan: Plan, steps: int) -> dict[str, float]:
         micro_batch_tokens=plan.tokens,
         upper_layers=plan.upper_layers if plan.method == "upper" else None,
         gradient_checkpointing=plan.checkpointing,
-        dtype=torch.bfloat16 if plan.precision == "mixed" else torch.float32,
+        dtype=pick_dtype(model.device) if plan.precision == "mixed" else torch.float32,
     )
     rows = [Row(row, [IGNORED] * prompt + row[prompt:]) for row in ids]
     with PeakMemory(model.device) as memory:

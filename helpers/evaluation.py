@@ -280,11 +280,14 @@ def log_likelihoods(model, rows: Sequence[Row], dtype: torch.dtype | None = None
     """Compute how likely the model finds each row's supervised tokens: the log-probability of the whole answer, in nats.
 
     Returns an array [rows], in their order. One pass over the text, no generation.
+    Raises FloatingPointError when the model's numbers are none, as when they are too large for float16.
     """
     scores = np.zeros(len(rows))
     for chosen, batch in _batches(model, rows):
         losses = token_losses(model, batch, dtype or pick_dtype(model.device))
         scores[chosen] = [-part.sum().item() for part in losses.split([rows[i].supervised for i in chosen])]
+    if np.isnan(scores).any():
+        raise FloatingPointError("The model's likelihoods are no numbers. If it computes in float16, use dtype=torch.float32.")
     return scores
 
 

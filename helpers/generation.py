@@ -164,7 +164,10 @@ class Decoder:
 
     def _append(self, answers: list[Answer], logits: torch.Tensor) -> None:
         """Append the likeliest next token to each answer, given logits [B, vocabulary], or end it."""
-        for answer, token in zip(answers, logits.argmax(dim=-1).tolist(), strict=True):
+        best = logits.argmax(dim=-1)
+        if logits.gather(-1, best[:, None]).isnan().any():  # the likeliest, where there is any
+            raise FloatingPointError("What the model expects is no number. If it is held in float16, use model.float().")
+        for answer, token in zip(answers, best.tolist(), strict=True):
             if token in self.stop:
                 answer.finish = answer.finish or "stop"
                 continue

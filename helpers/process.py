@@ -32,7 +32,7 @@ NETWORK_EVENTS = (  # https://docs.python.org/3/library/audit_events.html
 def processes(device: torch.device) -> Accelerator:
     """Join the other processes of this run, if `accelerate launch` started some. Models and batches stay where they are.
 
-    Raises ValueError when the launcher wants bfloat16 and it is not fast here.
+    Raises ValueError when the launcher wants bfloat16 and it is not fast here, or float16, which the loop sees to.
     """
     launched = "LOCAL_RANK" in os.environ
     if not launched:  # a Trainer that ran in this process leaves its precision behind, and every model would take it
@@ -40,6 +40,8 @@ def processes(device: torch.device) -> Accelerator:
     accelerator = Accelerator(device_placement=False, cpu=launched and device.type == "cpu")  # it expects GPUs
     if accelerator.mixed_precision == "bf16" and pick_dtype(device) != torch.bfloat16:
         raise ValueError('accelerate: mixed_precision is bf16, which is not fast here. Put "no" into its configuration.')
+    if accelerator.mixed_precision == "fp16":
+        raise ValueError('accelerate: mixed_precision is fp16; the loop sees to that itself. Put "no" into its configuration.')
     return accelerator
 
 

@@ -43,7 +43,7 @@ class Config:
     evaluate_every: int = 0  # steps between held-out losses; 0: only at the end
     patience: int | None = None  # stop when so many held-out losses bring no new best, and take the best weights
     checkpoint_every: int = 100  # steps between checkpoints, if `train` is given a folder for them
-    dtype: torch.dtype | None = None  # compute in this; None: bfloat16 where it is fast
+    dtype: torch.dtype | None = None  # compute in this; None: in what `pick_dtype` finds fast and the model fits into
     shuffle: bool = True  # take the rows in another order each epoch; False: as they come
     seed: int = 0  # decides that order
 
@@ -76,6 +76,7 @@ class History:
     peak_memory: float = 0.0  # GiB: this run's highest point, with what was in memory before: `total` of PeakMemory
     best_step: int | None = None  # where the lowest held-out loss was; its weights are kept if `patience` is set
     resumed_at: int = 0  # the step of the checkpoint that this run went on from
+    skipped: list[int] = field(default_factory=list)  # steps that changed nothing: a gradient was too large for float16
 
     def add(self, batch: Sequence[Row], loss: float, rate: float, norm: float, seconds: float) -> None:
         """Note what a step did."""
@@ -196,6 +197,30 @@ def usable(model, attention: str, whole: AbstractContextManager[None]) -> Iterat
             model.train()
 
 
+def dtype_for(model, rows: Sequence[Row], config: Config, accelerator: Accelerator) -> torch.dtype:
+    """Choose what to compute in, see `pick_dtype`: float32, and a line that says so, where float16 is too narrow."""
+    dtype = config.dtype or pick_dtype(model.device)
+    if config.dtype or dtype != torch.float16:
+        return dtype
+    row = max(rows, key=lambda row: row.supervised)
+    if math.isfinite(held_out_loss(model, [row], dtype, accelerator=accelerator)):
+        return dtype
+    if accelerator.is_main_process:
+        print("float16 cannot hold this model's numbers; it is trained in float32, which takes longer.", flush=True)
+    return torch.float32
+
+
+def take_step(scaler: torch.amp.GradScaler, optimizer) -> bool:
+    """Update the weights and the scale; tell whether a gradient was no number, so that only the scale was changed: halved.
+
+    Without a scale, that is unless float16 is at work, each step is taken.
+    """
+    scale = scaler.get_scale()
+    scaler.step(optimizer)
+    scaler.update()
+    return scaler.get_scale() < scale
+
+
 def check_rows(model, rows: Sequence[Row]) -> None:
     """Refuse rows that cannot be learnt from: none, none with a label, or one longer than the model can read."""
     if not any(row.supervised for row in rows):
@@ -236,7 +261,9 @@ def train(
     torch.manual_seed(config.seed)
     accelerator = processes(model.device)
     world = accelerator.num_processes
-    dtype, device = config.dtype or pick_dtype(model.device), model.device
+    dtype, device = dtype_for(model, rows, config, accelerator), model.device
+    # float16 knows nothing below 6e-8: the loss is multiplied, so that small gradients survive, and the gradients divided
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     steps = planned_steps(len(rows), config)
     too_high = 1.5 * math.log(model.config.vocab_size)  # an even guess among all tokens costs log(vocabulary) nats
     history, best, finished = History(steps), None, False
@@ -255,6 +282,7 @@ def train(
             saved, run = resumed  # the fingerprint stays that of the weights the run began with
             history, best, finished = History(**saved["history"]), saved["best"], saved["finished"]
             history.resumed_at = len(history.steps)
+            scaler.load_state_dict(saved.get("scaler", {}))
         first, began = len(history.steps), time.perf_counter() - history.seconds
         batches = [] if finished else islice(enumerate(batches_of(rows, config)), first, steps)
         stack.enter_context(flat)
@@ -278,7 +306,7 @@ def train(
                     # divided by the whole batch's tokens, so that every token counts alike however the batch is cut;
                     # times the number of processes, because their gradients are averaged
                     loss = share_loss(wrapped, piece, dtype, accelerator) / max(1, supervised)
-                    (loss * world).backward()
+                    scaler.scale(loss * world).backward()
                 total[0] += loss.detach()
             total[1] = float(stop.is_set())
             loss, stopped = accelerator.reduce(total, reduction="sum").tolist()
@@ -290,9 +318,12 @@ def train(
                 raise FloatingPointError(
                     f"The loss is {loss:.3g} at step {step + 1}: the run has exploded. Lower the learning rate "
                     f"({config.learning_rate:g}) and start from a fresh model; checkpoints saved before this step are good."
+                    + (" Or this model does not fit into float16: set dtype=torch.float32." if dtype == torch.float16 else "")
                 )
+            scaler.unscale_(optimizer)
             norm = accelerator.clip_grad_norm_(wrapped.parameters(), config.max_grad_norm)
-            optimizer.step()
+            if take_step(scaler, optimizer):
+                history.skipped.append(step + 1)
             optimizer.zero_grad()
             history.add(batch, loss, rate, float(norm), time.perf_counter() - began)
             last = step + 1 == steps
@@ -307,8 +338,9 @@ def train(
                     finished = since_best >= config.patience
             if folder and (last or stopped or finished or (step + 1) % config.checkpoint_every == 0):
                 saved = {"step": step + 1, "history": asdict(history), "best": best, "finished": finished}
-                checkpoint.save(folder, wrapped, optimizer, run, saved)
-            bar.set_postfix_str(f"loss {loss:.3f}, {history.tokens / history.seconds:.0f} tokens/s", refresh=False)
+                checkpoint.save(folder, wrapped, optimizer, run, {**saved, "scaler": scaler.state_dict()})
+            skipped = f", {len(history.skipped)} steps skipped" if history.skipped else ""
+            bar.set_postfix_str(f"loss {loss:.3f}, {history.tokens / history.seconds:.0f} tokens/s{skipped}", refresh=False)
             bar.update()
             if on_step:
                 with usable(model, attention, whole()):

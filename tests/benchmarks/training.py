@@ -3,7 +3,7 @@
     python tests/benchmarks/training.py [--rows passages | questions] [--rounds N] [--steps N] [--full | --lora]
 
 Writes training-ROWS.json, .md and .png into build/benchmarks. Each run has a process of its own. Rates leave out its first
-step. All compute in bfloat16 where that is fast here, else in float32, but for the Trainer's default; the table says which.
+step. All compute in what is fast here, see `pick_dtype`, but for the Trainer's default; the table says which.
 `others` is the share of the machine that other programs took meanwhile: above a few percent, a figure means little.
 """
 
@@ -97,6 +97,7 @@ def arguments(rows: list[Row], batch: int) -> dict:
         "lr_scheduler_type": "constant",
         "adam_beta2": 0.98,
         "bf16": NAME == "bfloat16",
+        "fp16": NAME == "float16",
         "logging_steps": 1,
         "save_strategy": "no",
         "report_to": [],
@@ -156,7 +157,7 @@ def peft_lora(model, tokenizer, rows: list[Row], run: Run, **options) -> None:
 FULL = {
     "course": ours,
     BASELINE: trainer,
-    DEFAULT: partial(trainer, bf16=False),
+    DEFAULT: partial(trainer, bf16=False, fp16=False),
     "TRL, default": trl,
     "TRL, no checkpointing": partial(trl, gradient_checkpointing=False),
     "TRL, padding-free": partial(trl, gradient_checkpointing=False, padding_free=True),
