@@ -35,7 +35,7 @@ SMALL = {
         **{"wordings": "1", "max_steps": "3", "test_facts": "3", "test_others": "6", "compared_facts": "2"},
         **{"compared_others": "2", "development_facts": "2", "stuffed_tokens": "700", "reading_rows": "4"},
         **{"position_facts": "3", "searched_asked": "2", "scarce_facts": "2", "small_steps": "2"},
-        **{"general_asked": "8", "timed_requests": "1", "repriced_facts": "2"},
+        **{"general_asked": "8", "timed_requests": "1"},
     },
     "02_where_finetuning_fits_in": {
         **{"hidden_size": "32", "layers": "2", "pretraining_steps": "16", "samples_written": "2", "general_asked": "4"},
