@@ -16,7 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from helpers.models import EMBEDDED, ModelError, load_model, replace_folder
+from helpers.loading import ModelError
+from helpers.models import EMBEDDED, load_model
+from helpers.output import replace_folder
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # all of a Llama-like layer
 PREFIX = "base_model.model."  # what PEFT puts before the name of a module
