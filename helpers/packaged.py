@@ -183,26 +183,18 @@ def without_hub(name: str) -> str:
 @contextmanager
 def _joined(model: Packaged, parts: list[Path]) -> Iterator[Path]:
     """Give the GGUF file that the parts make, for a while. Raises ModelError when it is not the one of the course."""
-    if len(parts) == 1:
-        given, digest, aside = parts[0], file_sha256(parts[0]), None
-    else:
-        check_disk(model.folder, sum(path.stat().st_size for path in parts), f"joining the {model.name} model's parts")
-        aside = Path(tempfile.mkdtemp(prefix=f".{model.folder.name}-", dir=model.folder.parent))
-        given, total = aside / "joined.gguf", hashlib.sha256()
-        with given.open("wb") as file:
-            for part in parts:
-                data = part.read_bytes()
-                file.write(data)
-                total.update(data)
-        digest = total.hexdigest()
-    try:
-        if digest != model.sha256:
-            where = given.name if aside is None else f"what {parts[0].name} to {parts[-1].name} hold"
+    place = {"prefix": f".{model.folder.name}-", "dir": model.folder.parent}
+    with tempfile.TemporaryDirectory(**place, ignore_cleanup_errors=True) as aside:
+        whole, where = parts[0], parts[0].name
+        if len(parts) > 1:
+            whole, where = Path(aside) / "joined.gguf", f"what {parts[0].name} to {parts[-1].name} hold"
+            check_disk(model.folder, sum(path.stat().st_size for path in parts), f"joining the {model.name} model's parts")
+            with whole.open("wb") as file:
+                for part in parts:
+                    file.write(part.read_bytes())
+        if file_sha256(whole) != model.sha256:
             raise ModelError(f"{where} is not the file this course was made for. Install {model.requirements} again.")
-        yield given
-    finally:
-        if aside is not None:
-            shutil.rmtree(aside, ignore_errors=True)
+        yield whole
 
 
 def _tensors(reader, config, empty) -> Iterator[tuple[str, torch.Tensor]]:
@@ -221,7 +213,8 @@ def _tensors(reader, config, empty) -> Iterator[tuple[str, torch.Tensor]]:
     for tensor in Bar(reader.tensors, desc="converting", unit="tensor"):
         if tensor.name in names:  # others, such as the frequencies of positions, are computed
             made = processor.process(dequantize(tensor.data, tensor.tensor_type), tensor.name)
-            yield names[made.name], torch.from_numpy(made.weights)
+            weights = made.weights if made.weights.flags.writeable else made.weights.copy()  # as they stand in the file
+            yield names[made.name], torch.from_numpy(weights)
 
 
 def _save_weights(tensors: Iterator[tuple[str, torch.Tensor]], shapes: dict[str, tuple], folder: Path, model: Packaged) -> None:
@@ -229,7 +222,7 @@ def _save_weights(tensors: Iterator[tuple[str, torch.Tensor]], shapes: dict[str,
     from safetensors.torch import save_file
 
     size = sum(math.prod(shape) for shape in shapes.values()) * model.dtype.itemsize
-    check_disk(folder, size, f"the {model.name} model, converted,")
+    check_disk(model.folder, size, f"the {model.name} model, converted,")
     held: dict[str, torch.Tensor] = {}
     files: list[list[str]] = []
 
