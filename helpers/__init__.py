@@ -4,7 +4,8 @@ Nothing heavy is imported here, so `import helpers` is instant; take what you ne
 
     formats → data → cleaning → loading → models → lora → tokenization → trial → attention → checkpoint → training
     → reading → generation → retrieval → judging → evaluation → measures → comparison → voting → lesson
-    (beside them: estimate says what a finetune takes, export writes a model as GGUF, progress shows how far work is,
+    (beside them: packaged holds the models that come as packages, estimate says what a finetune takes,
+    export writes a model as GGUF, progress shows how far work is,
     output tells beforehand what cannot be written)
     and beyond the hour, how models are served to many: the package `server`
 """

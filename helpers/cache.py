@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from helpers.data import written_aside
-from helpers.models import cache_folder, pick_device, pick_dtype
+from helpers.models import pick_device, pick_dtype
+from helpers.packaged import cache_folder
 
 
 def made_folder() -> Path:

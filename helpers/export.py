@@ -9,7 +9,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from helpers.models import ModelError
+from helpers.loading import ModelError
 from helpers.output import check_file
 
 TYPES = {

@@ -314,8 +314,8 @@ def no_warnings() -> Iterator[None]:
         logging.set_verbosity(level)
 
 
-def load_folder(folder: Path, name: str) -> tuple:
-    """Load model and tokenizer from a folder, in float32, or raise ModelError; `name` is what the user called it.
+def load_folder(folder: Path, name: str, dtype: torch.dtype = torch.float32) -> tuple:
+    """Load model and tokenizer from a folder, the weights as `dtype`, or raise ModelError; `name` is what the user called it.
 
     The model remembers, as `stored_dtype`, the precision that its weights came in.
     """
@@ -327,7 +327,7 @@ def load_folder(folder: Path, name: str) -> tuple:
             refuse(source, (*FILES, *CONFIG))
             tokenizer = AutoTokenizer.from_pretrained(folder, **options)
             model, info = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **options
+                folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
             )
         except ModelError:
             raise

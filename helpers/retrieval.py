@@ -13,7 +13,8 @@ import torch
 
 from helpers.cache import remember
 from helpers.data import DataError, normalise
-from helpers.models import ModelError, no_bars, pick_device
+from helpers.loading import ModelError, no_bars
+from helpers.models import pick_device
 from helpers.progress import bar_if_long
 
 SUFFIXES = (".md", ".markdown", ".txt", ".rst")

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 
 from helpers.data import DATA, read
 from helpers.lesson import build_folder
-from helpers.models import embedded_folder
+from helpers.models import find_model
 from helpers.server import Server, serve
 
 NEW_TOKENS = 64
@@ -62,7 +62,7 @@ def main() -> None:
     options.add_argument("--questions", type=int, default=64)
     options.add_argument("--rounds", type=int, default=3)
     args = options.parse_args()
-    tokenizer = AutoTokenizer.from_pretrained(embedded_folder())
+    tokenizer = AutoTokenizer.from_pretrained(find_model("embedded"))
     questions = [example.question for example in read(DATA / "evaluation" / "test" / "facts.jsonl")[: args.questions]]
     ratios, equal, rates, firsts = [], [], {"one": [], "many": []}, {"one": [], "many": []}
     with tempfile.TemporaryDirectory() as folder, serve(folder=folder) as server:

