@@ -396,7 +396,7 @@ def memory_against_estimate(setting: Setting) -> Iterator[Line]:
         expected = sum(memory(Shape.of(model.config), plan).values())
         del model
         forget(setting)
-        yield Line(f"{setting.shape}, {what}", peak.gib, "GiB", f"estimated: {expected:.2f}")
+        yield Line(f"{setting.shape}, {what}", peak.gib, "GiB", f"estimated: {expected:.3g}")
         yield Line(f"{setting.shape}, {what}, measured against estimated", peak.gib / expected, "times", "0.9 to 1.1")
 
 

@@ -19,7 +19,7 @@ def run(*arguments, **environment):
 
 
 def test_every_part_runs_and_is_told(tmp_path):
-    done = run("--device", "cpu", "--small", "--out", tmp_path)
+    done = run("--device", "cpu", "--small", "--out", tmp_path, "--minutes", 60)
     report = json.loads((tmp_path / "gpu.json").read_text())
     wrong = [line for line in report["lines"] if line["ok"] is False]
     assert done.returncode == 0 and wrong == [], done.stderr[-3000:]
