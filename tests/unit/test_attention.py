@@ -110,7 +110,8 @@ def test_a_model_with_a_state_is_padded_and_says_so_once(capsys):
 
 def test_a_model_whose_rows_see_each_other_is_refused():
     model = small()
-    model.model.layers[0].mlp.register_forward_hook(looks_around)
+    model.model.layers[0].mlp.register_forward_hook(runs_on)
+    model.model.layers[1].mlp.register_forward_hook(looks_around)
     with pytest.raises(ValueError, match="LlamaForCausalLM cannot be used here: a batch does not give what"):
         train(model.train(), ROWS)
     assert model.training
