@@ -270,7 +270,7 @@ def unreadable(error: Exception, source: Source) -> str:
     reason = " ".join(f"{type(error).__name__}: {error}".split())
     if "trust_remote_code" in reason:
         return f"its tokenizer comes with code of its own, and none but transformers' own is run here. {OTHER}"
-    if "sentencepiece" in reason and not source.has("tokenizer.json"):
+    if re.search("sentencepiece|tiktoken", reason) and not source.has("tokenizer.json"):
         return "its tokenizer is in a format that two packages read. Run: pip install sentencepiece tiktoken, and try again."
     return f"cannot be read as a model ({reason[:160]}). Download or save it again."
 
