@@ -205,7 +205,6 @@ def execute(
             kernel_manager_class=KernelManager,
             resources={"metadata": {"path": str(path.parent)}},
             coalesce_streams=True,
-            store_widget_state=False,
             on_cell_executed=lambda cell, **_: bar.update(cell.cell_type == "code"),
         )
         env = {**os.environ, "COURSE_BUILD": str(out.resolve())}

@@ -241,3 +241,11 @@ def test_update_refuses_other_parameters():
     with pytest.raises(ValueError, match="leave out -p"):
         run(["01"], ROOT / "build", {"epochs": "9"}, update=True)
     assert NOTEBOOKS.is_dir()
+
+
+def test_a_widget_that_catches_output_runs_without_a_page(tmp_path):
+    """As the calculator of lesson 7 does; what it shows needs its kernel, and is not kept."""
+    sources = ("a = 1", "import ipywidgets\nbox = ipywidgets.Output()\ndisplay(box)\nwith box:\n    print('caught', a)", "a")
+    notebook, report = execute(small(tmp_path, *sources), tmp_path / "out")
+    assert not report.failure
+    assert not notebook.cells[1].outputs and "widgets" not in notebook.metadata
