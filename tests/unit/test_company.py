@@ -63,3 +63,15 @@ def test_no_lesson_draws_without_a_purpose():
     for path in NOTEBOOKS.glob("*.ipynb"):
         code = "\n".join(c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code")
         assert "random.Random(" not in code and "import random" not in code, path.name
+
+
+def test_no_lesson_hides_what_it_imported():
+    """A function or a variable of the same name as an import would take its place in the cells below."""
+    for path in NOTEBOOKS.glob("*.ipynb"):
+        code = "\n".join(c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code")
+        body = ast.parse(code).body
+        imported = {a.asname or a.name for n in body if isinstance(n, ast.ImportFrom) for a in n.names}
+        defined = {node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        assigned = [node.targets for node in body if isinstance(node, ast.Assign)]
+        defined |= {target.id for targets in assigned for target in targets if isinstance(target, ast.Name)}
+        assert not imported & defined, (path.name, imported & defined)
