@@ -16,13 +16,12 @@ from test_scale import LAUNCH
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from helpers import checkpoint, estimate, lora, training
-from helpers.data import DATA, limit, read
 from helpers.estimate import Plan, measure, usual_precision
 from helpers.evaluation import log_likelihoods
 from helpers.generation import Decoder
-from helpers.models import load_model, pick_dtype
+from helpers.models import pick_dtype
 from helpers.process import processes
-from helpers.tokenization import Row, encode_all
+from helpers.tokenization import Row
 from helpers.training import Config, train
 
 CPU = torch.device("cpu")
@@ -107,23 +106,11 @@ def test_losses_are_those_of_float32(what):
     assert found[torch.float16] != found[torch.float32]
 
 
-@pytest.mark.usefixtures("moderate_scale")
-def test_the_real_model_learns_as_in_float32(shallow):
-    """Its first layers, a row a step: float16 is slow on a CPU."""
-    found = {}
-    for dtype in (torch.float32, torch.float16):
-        model, tokenizer = load_model(shallow, device="cpu")
-        rows = encode_all(tokenizer, limit(read(DATA / "train.jsonl"), 3))
-        history = train(model, rows, Config(epochs=1, batch_size=1, learning_rate=1e-4, dtype=dtype, shuffle=False))
-        found[dtype] = losses_of(history)
-    assert found[torch.float16] == pytest.approx(found[torch.float32], rel=2e-3)
-
-
 def test_small_gradients_survive():
     """In float16 without a scale a part of them would be zero."""
     model = small()
     with torch.no_grad():
-        model.model.layers[0].mlp.down_proj.weight *= 1e-4
+        model.model.layers[0].mlp.down_proj.weight *= 1e-5
     gone = {}
     for scale in (1.0, 2.0**16):
         model.zero_grad()
@@ -255,7 +242,7 @@ def test_scores_beyond_float16_are_scaled_first():
 
 def test_a_launcher_leaves_float16_to_the_loop(monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
-    with pytest.raises(ValueError, match=r'mixed_precision is fp16, .* Put "no" into its configuration'):
+    with pytest.raises(ValueError, match=r'mixed_precision is fp16; .* Put "no" into its configuration'):
         processes(CPU)
 
 
