@@ -23,6 +23,7 @@ ORIGINAL = "Take the model that it was made of, in 32 or 16 bits."
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
 POINTER = b"version https://git-lfs"  # how a file of Git LFS begins that was not fetched
 TOKENIZERS = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "tekken.json", "*.tiktoken")  # one of these is needed
+BYTES = ("ByT5Tokenizer", "PerceiverTokenizer", "CanineTokenizer")  # their tokens are bytes or characters
 PRECISIONS = {"F32": torch.float32, "F64": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 BOTH_WAYS = ("xlnet", "xlm", "bert-generation")  # read a text from both sides, besides those that fill in masks
 
@@ -158,10 +159,13 @@ def weights_there(source: Source) -> str:
 
 
 def tokenizer_there(source: Source) -> str:
-    """There is a tokenizer."""
-    return (
-        "" if source.has(*TOKENIZERS) else "no tokenizer (tokenizer.json) in it. Download or save it again, beside the model."
-    )
+    """There is a tokenizer, or the name of one that reads bytes and needs no file."""
+    if source.has(*TOKENIZERS):
+        return ""
+    path = source.folder / "tokenizer_config.json"
+    if path.is_file() and any(f'"{name}"' in path.read_text(encoding="utf-8") for name in BYTES):
+        return ""
+    return "no tokenizer (tokenizer.json) in it. Download or save it again, beside the model."
 
 
 # What config.json says
