@@ -426,14 +426,10 @@ def test_what_a_user_sees(tmp_path):
         assert done.stderr.startswith(f"error: {folder}: bert is an encoder") and done.stderr.count("\n") == 1
 
 
-def test_a_tokenizer_of_bytes_needs_no_file(folder):
+def test_a_tokenizer_of_bytes_needs_no_file(tmp_path):
     """As that of lesson 2's small model, which is saved, and read again by lesson 3."""
-    from transformers import ByT5Tokenizer
-
-    for path in folder.glob("tokenizer*"):
-        path.unlink()
-    letters = ByT5Tokenizer()
-    letters.save_pretrained(folder)
+    letters = transformers.ByT5Tokenizer()
+    folder = make(tmp_path / "letters", tokenizer=letters, vocab_size=len(letters))
     assert not (folder / "tokenizer.json").exists()
     _, tokenizer = load_model(folder, device="cpu")
     assert tokenizer("ab", add_special_tokens=False).input_ids == letters("ab", add_special_tokens=False).input_ids
