@@ -54,10 +54,10 @@ def test_dropout_takes_shares_at_random_and_keeps_the_mean(length):
     torch.manual_seed(0)
     q, k, v = heads(length)
     still, _ = attention_per_row(None, q, k, v, None, lengths=[length - 4, 4])
-    draws = torch.stack([attention_per_row(None, q, k, v, None, [length - 4, 4], dropout=0.3)[0] for _ in range(60)])
+    draws = torch.stack([attention_per_row(None, q, k, v, None, [length - 4, 4], dropout=0.3)[0] for _ in range(25)])
     spread = draws.std(dim=0)
     assert (spread[:, 0] > 0).all()
-    assert ((draws.mean(dim=0) - still).abs() / (spread / 60**0.5 + 1e-3)).mean() < 1.2  # 0.8 is what chance gives
+    assert ((draws.mean(dim=0) - still).abs() / (spread / 25**0.5 + 1e-3)).mean() < 1.2  # 0.8 is what chance gives
 
 
 def test_dropout_is_on_while_training_and_off_else():
