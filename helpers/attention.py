@@ -43,7 +43,7 @@ def shares_of(scores, scale: float, hidden, softcap: float | None = None, sinks=
     if sinks is not None:
         sinks = sinks.to(scores.dtype).view(1, *scores.shape[1:3], 1, 1).expand(*scores.shape[:-1], 1)
         return torch.cat([scores, sinks], dim=-1).softmax(dim=-1, dtype=torch.float32)[..., :-1].to(scores.dtype)
-    return scores.softmax(dim=-1, dtype=torch.float32).to(scores.dtype)
+    return scores.softmax(dim=-1)
 
 
 def attention_per_row(

@@ -267,7 +267,8 @@ def train(
     steps = planned_steps(len(rows), config)
     too_high = 1.5 * math.log(model.config.vocab_size)  # an even guess among all tokens costs log(vocabulary) nats
     history, best, finished = History(steps), None, False
-    flat = flat_attention(model)  # tries it out, the first time, on the weights as they are
+    with explain_lack_of_memory(config.micro_batch_tokens):
+        flat = flat_attention(model)  # tries it out, the first time, on the weights as they are
     with ExitStack() as stack, PeakMemory(device) as memory:
         stack.enter_context(keep_freed_memory())
         stack.enter_context(only_upper_layers(model, config.upper_layers))

@@ -18,7 +18,7 @@ from helpers.attention import flat_attention, reads_flat
 from helpers.data import ROOT
 from helpers.evaluation import log_likelihoods
 from helpers.generation import Decoder, generate
-from helpers.models import embedded_folder, load_model, save_model
+from helpers.models import load_model, save_model
 from helpers.reading import can_share, way_to_answer
 from helpers.tokenization import IGNORED, Row, flatten, prompt_ids
 from helpers.training import Config, learning_rate_at, token_losses, train
@@ -186,7 +186,7 @@ def test_an_adapter_is_trained_saved_loaded_and_merged(name, model, tmp_path):
 
 @pytest.mark.parametrize("name", COMMAND_LINE)
 def test_the_command_line_trains_and_asks(name, tmp_path, capsys, monkeypatch):
-    real = AutoTokenizer.from_pretrained(embedded_folder())
+    real = AutoTokenizer.from_pretrained(find_model("embedded"))
     ends = {"bos_token_id": 1, "eos_token_id": real.eos_token_id, "pad_token_id": real.pad_token_id}
     save_model(make(name, vocab_size=len(real), **ends), real, tmp_path / "base")
     lines = [{"question": f"Who is number {i}?", "answer": f"The one after {i - 1}."} for i in range(6)]

@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 from helpers.data import DataError, Example, read
 from helpers.formats import Message
 from helpers.generation import Answer, Decoder, generate
-from helpers.models import CHATML, PLAIN
+from helpers.models import PLAIN
+from helpers.packaged import CHATML
 from helpers.server.contract import Chat
 from helpers.server.engine import Loaded, Question, Refusal
 from helpers.tokenization import IGNORED, encode, encode_all, prompt_ids, say_once

@@ -16,6 +16,7 @@ from test_scale import LAUNCH
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from helpers import checkpoint, estimate, lora, training
+from helpers.attention import reads_flat
 from helpers.estimate import Plan, measure, usual_precision
 from helpers.evaluation import log_likelihoods
 from helpers.generation import Decoder
@@ -211,6 +212,7 @@ def test_a_model_that_float16_cannot_hold_is_trained_in_float32(too_wide, monkey
 def test_a_model_that_fits_is_trained_in_it(monkeypatch, capsys):
     monkeypatch.setattr(training, "pick_dtype", lambda device: torch.float16)
     model = small()
+    assert reads_flat(model)  # tried in float32, as any model is
     model.register_forward_hook(lambda module, inputs, output: kinds.add(output.logits.dtype))
     kinds = set()
     train(model, ROWS, Config(max_steps=1))

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from helpers import lora
 from helpers.attention import flat_attention
-from helpers.data import DATA, Example, limit, read
+from helpers.data import DATA, Example, read
 from helpers.estimate import layers_of, training_flops
 from helpers.generation import generate
 from helpers.models import load_model, pick_dtype, save_model
@@ -397,10 +397,3 @@ def test_interrupting_leaves_a_usable_model(tiny):
         train(model, encode_all(tokenizer, EXAMPLES), Config(batch_size=2), on_step=interrupt)
     assert not model.training and all(weight.grad is None for weight in model.parameters())
     assert model.config._attn_implementation == "sdpa"
-
-
-def test_a_model_whose_attention_is_limited_is_refused(tiny):
-    model, tokenizer = load_model(tiny, device="cpu")
-    model.model.layers[0].self_attn.sliding_window = 8
-    with pytest.raises(NotImplementedError, match="sliding window"):
-        train(model, encode_all(tokenizer, limit(EXAMPLES, 1)))
