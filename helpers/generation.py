@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +25,8 @@ class Answer:
     prompt: list[int]
     max_new_tokens: int
     tokens: list[int] = field(default_factory=list)
-    cache: object = None  # what the model keeps of it, where answers are written alone
     finish: str | None = None  # "stop": the model ended it; "length": it is full; "cancelled": set by whoever asked
+    cache: object = None  # what the model keeps of it, where answers are written alone
 
     def __len__(self) -> int:
         """Count the tokens of prompt and answer."""
@@ -65,11 +66,15 @@ class Decoder:
         end = tokenizer.convert_tokens_to_ids(around.end) if around.end else None
         self.stop = {*configured, tokenizer.eos_token_id, end}  # the tokens that end an answer
         self.header = around.header.strip()  # what the model writes before it
-        self.way = way_to_answer(model)
         self.waiting: deque[Answer] = deque()
         self.running: list[Answer] = []  # the rows of the batch
         self.cache = DynamicCache()  # their keys and values: [rows, heads, width, dimension] in each layer
         self.prefix, self.prefix_cache = list(prefix), DynamicCache()  # [1, heads, length, dimension]
+
+    @cached_property
+    def way(self) -> str:
+        """How the model can write answers, see `way_to_answer`: found out when the first one is wanted."""
+        return way_to_answer(self.model)
 
     def add(self, prompt: list[int], max_new_tokens: int) -> Answer:
         """Queue a prompt. Raises ValueError when it leaves no room for the answer in the model's context window."""

@@ -224,9 +224,9 @@ def test_what_is_trained_begins_with_what_will_be_asked(family):
 
 def stub(configured=None):
     """As much of a model as a decoder wants before it writes."""
-    return SimpleNamespace(
-        generation_config=SimpleNamespace(eos_token_id=configured), config=SimpleNamespace(max_position_embeddings=512)
-    )
+    config = SimpleNamespace(max_position_embeddings=512)
+    config.get_text_config = lambda: config
+    return SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=configured), config=config)
 
 
 def test_answers_end_where_the_template_the_settings_or_the_tokenizer_say(family):
