@@ -99,7 +99,8 @@ class Decoder:
             start = bisect_left(range(len(answer.tokens) + 1), True, key=lambda n: self._headed(answer.tokens[:n]))
             if start > len(answer.tokens):
                 start = 0 if answer.finish else len(answer.tokens)
-        return self.tokenizer.decode(answer.tokens[start:], skip_special_tokens=True).lstrip()
+        text = self.tokenizer.decode(answer.tokens[start:], skip_special_tokens=True)
+        return text.lstrip() if start else text.lstrip(" ")  # the space that words begin with; line breaks are the model's own
 
     def _headed(self, tokens: list[int]) -> bool:
         """Tell whether the header stands in what was written."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import helpers.__main__ as command_line
-from helpers import models
+from helpers import lora, models
 from helpers.checkpoint import KEPT, disk_needed
 from helpers.export import write_gguf
 from helpers.notebooks import run
@@ -97,7 +97,7 @@ def test_a_full_disk_is_told_before_the_model_is_loaded_and_exactly_before_it_is
     free, usage = {"bytes": 1000}, namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, free["bytes"]))
     real, loaded = models.load_model, []
-    monkeypatch.setattr(models, "load_model", lambda *names: loaded.append(names) or real(*names))
+    monkeypatch.setattr(lora, "load_model", lambda *names: loaded.append(names) or real(*names))
     arguments = ("train", "--data", rows, "--model", tiny, "--output", tmp_path / "deep" / "new")
     with pytest.raises(OutputError, match=r"the finetuned model takes .* GB, and 0.0 GB are free"):
         call(*arguments)
