@@ -16,7 +16,7 @@ def doctor(args: argparse.Namespace) -> int:
     import shutil
     from importlib.metadata import PackageNotFoundError, version
 
-    from helpers.data import ROOT
+    from helpers.machine.paths import ROOT
 
     problems = []
 
@@ -43,10 +43,11 @@ def doctor(args: argparse.Namespace) -> int:
     import psutil
     import torch
 
-    from helpers.loading import ModelError
+    from helpers.machine.loading import ModelError
+    from helpers.machine.packaged import PACKAGED, converted, installed
+    from helpers.machine.paths import cache_folder
     from helpers.models import pick_device, pick_dtype
-    from helpers.packaged import PACKAGED, cache_folder, converted, installed
-    from helpers.retrieval import find_encoder
+    from helpers.retrieval.search import find_encoder
 
     device = pick_device()
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{device.type}, {torch.get_num_threads()} threads"
@@ -77,7 +78,7 @@ def doctor(args: argparse.Namespace) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Run notebooks top to bottom."""
-    from helpers.notebooks import run
+    from helpers.workshop.notebooks import run
 
     parameters = {}
     for setting in args.parameter:
@@ -98,8 +99,8 @@ def columns(setting: str) -> dict[str, str]:
 
 def check(args: argparse.Namespace) -> int:
     """Report what a file of questions and answers holds; 1 when some of it cannot be used."""
-    from helpers.cleaning import report
     from helpers.data import read
+    from helpers.own_data.cleaning import report
 
     test = [example for path in args.test for example in read(path)]
     found = report(args.data, args.format, columns(args.map), test)
@@ -112,7 +113,7 @@ def train(args: argparse.Namespace) -> int:
     import shutil
 
     from helpers.data import read, recognise, split
-    from helpers.output import check_apart, check_disk, check_file, check_folder, check_model_folder
+    from helpers.machine.files import check_apart, check_disk, check_file, check_folder, check_model_folder
 
     first = os.environ.get("RANK", "0") == "0"  # the process that writes
     checkpoints = args.output.with_name(args.output.name + "-checkpoints")
@@ -130,12 +131,13 @@ def train(args: argparse.Namespace) -> int:
     if args.held_out:
         examples, held_out = split(examples, args.held_out, seed=args.seed)
 
-    from helpers import checkpoint, lora
+    from helpers import lora
+    from helpers.machine import checkpoint
+    from helpers.machine.probe import context_window
+    from helpers.machine.process import processes, tensorboard
     from helpers.models import find_model, pick_device, save_model, saved_precision
-    from helpers.process import processes, tensorboard
     from helpers.tokenization import encode_all
     from helpers.training import Config, planned_steps, train
-    from helpers.trial import context_window
 
     config = Config(
         epochs=args.epochs,
@@ -210,8 +212,8 @@ def precision(name: str | None):
 def merge(args: argparse.Namespace) -> int:
     """Save an adapter and the model it was trained on as one model."""
     from helpers.lora import adapter_folder, open_model
+    from helpers.machine.files import check_model_folder
     from helpers.models import save_model
-    from helpers.output import check_model_folder
 
     check_model_folder(args.output, "--output", "config.json", args.overwrite)
     if adapter_folder(args.model) is None:
@@ -247,17 +249,17 @@ def ask(args: argparse.Namespace) -> int:
 def evaluate(args: argparse.Namespace) -> int:
     """Ask a model every question of a file and report how it did, and whether it is better than another."""
     from helpers.data import read
-    from helpers.output import check_file
+    from helpers.machine.files import check_file
 
     check_file(args.report, "--report")
     check_file(args.json, "--json")
     examples = read(args.data, args.format, columns(args.map))  # before torch is loaded: a wrong file is told at once
 
-    from helpers.comparison import compare, report
     from helpers.evaluation import consistent, evaluate, interval, summary
-    from helpers.judging import REFUSALS
     from helpers.lora import open_model
-    from helpers.measures import error_kinds
+    from helpers.measures.comparison import compare, report
+    from helpers.measures.text import error_kinds
+    from helpers.text.judging import REFUSALS
 
     refusals = args.refusal or REFUSALS
     models, tables = {name: open_model(name) for name in filter(None, (args.model, args.compare))}, {}
@@ -281,10 +283,10 @@ def evaluate(args: argparse.Namespace) -> int:
 
 def serve(args: argparse.Namespace) -> int:
     """Serve models until Ctrl-C."""
-    from helpers.server import run
+    from helpers.serving.server import run
 
     if args.until_stdin_closes:
-        from helpers.process import stop_when_stdin_closes
+        from helpers.machine.process import stop_when_stdin_closes
 
         stop_when_stdin_closes()
     run(args.model, args.host, args.port, args.api_key or os.environ.get("FINETUNING_API_KEY"), args.data_dir)
@@ -311,7 +313,7 @@ def names(setting: str) -> list[str]:
 def parser() -> argparse.ArgumentParser:
     """Describe the commands."""
     from helpers.data import ANSWERS
-    from helpers.formats import FORMATS
+    from helpers.own_data.formats import FORMATS
 
     top = argparse.ArgumentParser(prog="python -m helpers", description="Finetune a language model, ask it, and measure it.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")

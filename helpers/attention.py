@@ -11,8 +11,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
+from helpers.machine.probe import agree, once, tell, trial_rows
 from helpers.tokenization import Batch, flatten
-from helpers.trial import agree, once, tell, trial_rows
 
 # What models hand over besides and changes nothing: what to return, and what the keys and the mask know already.
 HARMLESS = {"position_ids", "use_cache", "layer_past", "output_attentions", "output_hidden_states", "output_router_logits"}

@@ -1,27 +1,23 @@
 """Data: question and answer rows, read from any common format, checked, and split without leaks."""
 
 import json
-import os
 import random
-import re
 import reprlib
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import regex
-
-from helpers.formats import DATA, OWN, DataError, Message, Readable, Source, arrange, is_text, messages, recognise
+from helpers.machine.files import written_aside
+from helpers.own_data.formats import OWN, Readable, Source, arrange, recognise
+from helpers.text.messages import DataError, Message, is_text, messages
+from helpers.text.normalise import normalise
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-ROOT = DATA.parent  # the folder of the course
 ANSWERS = ("all", "last")  # of a conversation: which are learnt
 KINDS = ("fact", "multi_fact", "unanswerable", "off_topic")
 
@@ -84,28 +80,6 @@ class Example:
         """The row with every text of the conversation changed, as a repair does; `values` stay."""
         history, steps = (tuple(turn.with_texts(change) for turn in turns) for turns in (self.history, self.steps))
         return replace(self, question=change(self.question), answer=change(self.answer), history=history, steps=steps)
-
-
-_CHARACTER = r"[\p{L}\p{M}\p{N}]"  # letters with their marks, as the vowels of Hindi and Arabic, and digits
-_TOKEN = regex.compile(
-    r"(?<=\p{Nd} ?)[-+*/^:\u00d7\u00f7](?= ?\p{Nd})"  # 7+3 is not 7-3
-    rf"|(?:(?<!{_CHARACTER})-(?=\p{{Nd}}))?{_CHARACTER}+(?:(?<=\p{{Nd}})\.(?=\p{{Nd}}){_CHARACTER}+)*(?:(?<=\p{{L}})[+#]+)?"
-    r"|[<>=\u2264\u2265\u2260\u00b1\u221a%\u00b0]|\p{Sc}"
-)
-
-
-def normalise(text: str) -> str:
-    """Lower-case, drop marks that carry no meaning, squeeze spaces: texts that are equal after this count as the same.
-
-    What carries meaning stays: the sign and the decimals of a number, operators between numbers, C++ and C#, currencies, %,
-    and combining marks. A comma before three digits parts thousands, any other between digits is a decimal point.
-    """
-    if not text.isascii():
-        text = regex.sub(r"\p{Cf}", "", unicodedata.normalize("NFC", text))
-        text = regex.sub(r"(?<=\d)[\u2013\u2014](?=\d)|\u2212 ?", "-", text)
-        text = regex.sub(r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))", "", text)
-    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", re.sub(r"\s+", " ", text.casefold()))
-    return " ".join(_TOKEN.findall(re.sub(r"(?<=\d),(?=\d)", ".", text)))
 
 
 def _key(turns: Iterable[Message]) -> str:
@@ -194,19 +168,6 @@ def sift(
     if not examples and not refused:
         raise DataError(f"{source.name}: the file holds no rows. Each line needs a question and an answer.")
     return examples, refused
-
-
-@contextmanager
-def written_aside(path: str | Path) -> Iterator[Path]:
-    """Give a path to write to; what is there at the end takes the place of `path`. A kill never leaves half a file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write(path: str | Path, examples: Iterable[Example], layout: str = "question_answer") -> None:

@@ -15,11 +15,12 @@ from scipy.special import softmax
 from scipy.stats import beta, norm, permutation_test, t
 
 from helpers.attention import flat_attention
-from helpers.data import DataError, Example, normalise
+from helpers.data import DataError, Example
 from helpers.generation import generate
-from helpers.judging import REFUSALS, judgements
+from helpers.machine.progress import bar_if_long
 from helpers.models import pick_dtype
-from helpers.progress import bar_if_long
+from helpers.text.judging import REFUSALS, judgements
+from helpers.text.normalise import normalise
 from helpers.tokenization import IGNORED, Batch, Row, encode, flatten
 from helpers.training import supervised_logits, token_losses
 

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from transformers import DynamicCache
 
 from helpers.attention import prefix_attention
-from helpers.progress import Bar, bar_if_long
+from helpers.machine.probe import context_window
+from helpers.machine.progress import Bar, bar_if_long
 from helpers.reading import can_share, read, read_alone, way_to_answer
 from helpers.tokenization import dress, prompt_ids
-from helpers.trial import context_window
 
 
 @dataclass(eq=False)

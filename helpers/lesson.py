@@ -3,7 +3,6 @@
 import html
 import io
 import json
-import os
 import time
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -12,16 +11,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import HTML, DisplayHandle, Image, display
 
-from helpers.data import ROOT, written_aside
 from helpers.evaluation import Outcome
+from helpers.machine.files import written_aside
+from helpers.machine.paths import build_folder
 
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#767676"
-
-
-def build_folder() -> Path:
-    """Name the folder for results; the environment variable COURSE_BUILD moves it."""
-    return Path(os.environ.get("COURSE_BUILD") or ROOT / "build")
 
 
 def use_course_style() -> None:

@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from helpers.loading import ModelError
+from helpers.machine.files import replace_folder
+from helpers.machine.loading import ModelError
 from helpers.models import EMBEDDED, find_model, load_model
-from helpers.output import replace_folder
 
 LINEAR = ("Linear", "Conv1D", "FalconLinear")  # classes that map [..., in] to [..., out] and nothing else, as routers do
 BYPASSED = ("x_proj", "dt_proj", "out_proj")  # of a state-space layer, which reads their weights and does not call them

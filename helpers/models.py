@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from helpers.loading import ModelError, load_folder, no_bars
-from helpers.output import replace_folder
-from helpers.packaged import PACKAGED, converted, stand_in, without_hub
-from helpers.progress import Bar
+from helpers.machine.files import replace_folder
+from helpers.machine.loading import ModelError, load_folder, no_bars
+from helpers.machine.packaged import PACKAGED, converted, stand_in, without_hub
+from helpers.machine.progress import Bar
 
 EMBEDDED = "embedded"
 # For tokenizers that come without a template, as those of base models do. A document begins with its first token, where

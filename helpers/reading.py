@@ -7,7 +7,7 @@ import torch
 from transformers import DynamicCache
 
 from helpers.attention import prefix_attention
-from helpers.trial import agree, once, reach, tell, trial_rows
+from helpers.machine.probe import agree, once, reach, tell, trial_rows
 
 
 def read(model, ids: torch.Tensor, lengths: list[int], cache: DynamicCache, prefix: DynamicCache | None = None) -> torch.Tensor:

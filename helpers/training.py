@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 
-from helpers import checkpoint
 from helpers.attention import batch_logits, flat_attention, is_flat, other_attention
-from helpers.estimate import layers_of, training_flops
+from helpers.hardware.estimate import layers_of, training_flops
+from helpers.machine import checkpoint
+from helpers.machine.probe import context_window
+from helpers.machine.process import PeakMemory, explain_lack_of_memory, keep_freed_memory, processes, stop_between_steps
+from helpers.machine.progress import Bar
 from helpers.models import frozen_in, pick_dtype
-from helpers.process import PeakMemory, explain_lack_of_memory, keep_freed_memory, processes, stop_between_steps
-from helpers.progress import Bar
 from helpers.tokenization import Batch, Row, flatten, micro_batches
-from helpers.trial import context_window
 
 SCHEDULES = ("cosine", "linear", "constant")
 

@@ -15,9 +15,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 
-from helpers.data import DATA, read
+from helpers.data import read
 from helpers.generation import generate
-from helpers.lesson import build_folder
+from helpers.machine.paths import DATA, build_folder
 from helpers.models import load_model
 from helpers.tokenization import prompt_ids
 

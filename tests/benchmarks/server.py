@@ -18,10 +18,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import requests
 from transformers import AutoTokenizer
 
-from helpers.data import DATA, read
-from helpers.lesson import build_folder
+from helpers.data import read
+from helpers.machine.paths import DATA, build_folder
 from helpers.models import find_model
-from helpers.server import Server, serve
+from helpers.serving.server import Server, serve
 
 NEW_TOKENS = 64
 

@@ -30,10 +30,11 @@ from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer, Train
 from transformers.utils import logging
 
 from helpers import lora
-from helpers.data import DATA, limit, read
-from helpers.lesson import BLUE, GREY, build_folder, use_course_style
+from helpers.data import limit, read
+from helpers.lesson import BLUE, GREY, use_course_style
+from helpers.machine.paths import DATA, build_folder
+from helpers.machine.process import PeakMemory
 from helpers.models import load_model, pick_device, pick_dtype
-from helpers.process import PeakMemory
 from helpers.tokenization import IGNORED, Row, encode_all
 from helpers.training import Config, batches_of, train
 

@@ -12,7 +12,7 @@ import urllib.request
 import pytest
 from playwright.sync_api import sync_playwright
 
-from helpers.data import ROOT
+from helpers.machine.paths import ROOT
 
 WAIT = 120_000  # milliseconds; a busy machine starts a kernel slowly
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]

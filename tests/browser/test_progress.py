@@ -11,7 +11,7 @@ import time
 import nbformat
 from playwright.sync_api import expect
 
-from helpers.notebooks import NOTEBOOKS, WIDGET, set_parameters
+from helpers.workshop.notebooks import NOTEBOOKS, WIDGET, set_parameters
 
 WAIT = 120_000  # milliseconds; a busy machine starts a kernel slowly
 SMALL = {"wordings": "2", "max_steps": "24", "batch_size": "4", "test_facts": "4", "test_others": "2", "scarce_facts": "2"}

@@ -8,11 +8,11 @@ Not part of `make test`: it needs a browser.
 import nbformat
 from playwright.sync_api import expect
 
-from helpers.notebooks import METADATA
-from helpers.voting import read_votes
+from helpers.measures.voting import read_votes
+from helpers.workshop.notebooks import METADATA
 
 SETUP = """\
-from helpers.voting import BlindVote, draw_duels
+from helpers.measures.voting import BlindVote, draw_duels
 questions = [f"What does product {i} cost?" for i in range(6)]
 answers = {"base": [f"Product {i} is a luxury item. " * 8 for i in range(6)]}
 answers["tuned"] = [f"It costs {i} euros." for i in range(6)]

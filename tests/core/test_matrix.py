@@ -15,9 +15,9 @@ from zoo import VOCABULARY, ZOO, make
 from helpers import __main__ as command_line
 from helpers import lora
 from helpers.attention import flat_attention, reads_flat
-from helpers.data import ROOT
 from helpers.evaluation import log_likelihoods
 from helpers.generation import Decoder, generate
+from helpers.machine.paths import ROOT
 from helpers.models import find_model, load_model, save_model
 from helpers.reading import can_share, way_to_answer
 from helpers.tokenization import IGNORED, Row, flatten, prompt_ids

@@ -15,12 +15,12 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from helpers.data import DataError, Example, read
-from helpers.formats import Message
 from helpers.generation import Answer, Decoder, generate
+from helpers.machine.packaged import CHATML
 from helpers.models import PLAIN
-from helpers.packaged import CHATML
-from helpers.server.contract import Chat
-from helpers.server.engine import Loaded, Question, Refusal
+from helpers.serving.contract import Chat
+from helpers.serving.engine import Loaded, Question, Refusal
+from helpers.text.messages import Message
 from helpers.tokenization import IGNORED, encode, encode_all, prompt_ids, say_once
 from helpers.training import Config, train
 

@@ -44,10 +44,10 @@ from transformers.utils import logging
 
 from helpers import lora
 from helpers.attention import flat_attention
-from helpers.estimate import Plan, Shape, matmul_rate, memory, training_flops, usual_precision
 from helpers.generation import Decoder
+from helpers.hardware.estimate import Plan, Shape, matmul_rate, memory, training_flops, usual_precision
+from helpers.machine.process import PeakMemory
 from helpers.models import pick_dtype
-from helpers.process import PeakMemory
 from helpers.tokenization import IGNORED, Row, flatten
 from helpers.training import Config, batches_of, token_losses, train
 

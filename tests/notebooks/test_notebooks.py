@@ -14,8 +14,8 @@ import nbformat
 import psutil
 import pytest
 
-from helpers.data import ROOT
-from helpers.notebooks import (
+from helpers.machine.paths import ROOT
+from helpers.workshop.notebooks import (
     METADATA,
     NOTEBOOKS,
     KernelManager,

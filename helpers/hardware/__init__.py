@@ -1,0 +1,1 @@
+"""What a model takes: memory, time and arithmetic, estimated and measured."""

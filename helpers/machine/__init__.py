@@ -1,0 +1,1 @@
+"""What lies below the core: files, memory, processes, checkpoints, and models as they come."""

@@ -1,0 +1,1 @@
+"""More measures than right and wrong: text, likelihood, comparisons, votes."""

@@ -1,0 +1,1 @@
+"""Search: passages, the index, and prompts made of what was found."""

@@ -1,0 +1,1 @@
+"""Models served to many, over the routes of Lamini and OpenAI, and exported."""

@@ -1,0 +1,1 @@
+"""What is said in a text: normalised words, values, refusals."""

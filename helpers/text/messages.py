@@ -1,0 +1,127 @@
+"""Messages: the turns of a conversation, and what is wrong with them."""
+
+import json
+import re
+import reprlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+
+ROLES = {"human": "user", "gpt": "assistant", "developer": "system", "function": "tool", "observation": "tool"}
+ROLES |= {role: role for role in ("system", "user", "assistant", "tool")}
+NO_TEXT = re.compile("[\0\ud800-\udfff]")  # null characters and halves of characters
+JSON_TEXT = re.compile(r'("(?:[^"\\]|\\.)*+")(:?)')  # with the colon, if it is the name of a field
+
+
+class DataError(ValueError):
+    """A file, line or field that cannot be used. The message says which one and what to do about it."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation.
+
+    role: system, user, assistant or tool.  weight: 0 for an answer that is read and not learnt, else 1.
+    tool_calls: what an assistant asks of tools, OpenAI's list written as JSON.  tool_call_id, name: of a tool's result.
+    """
+
+    role: str
+    content: str
+    weight: int = 1
+    tool_calls: str = ""
+    tool_call_id: str = ""
+    name: str = ""
+
+    @property
+    def plain(self) -> dict:
+        """The turn as chat templates take it."""
+        calls = {"tool_calls": json.loads(self.tool_calls)} if self.tool_calls else {}
+        named = {"tool_call_id": self.tool_call_id, "name": self.name}
+        return {"role": self.role, "content": self.content, **calls, **{key: value for key, value in named.items() if value}}
+
+    @property
+    def row(self) -> dict:
+        """The turn as files have it: `read` takes it back unchanged."""
+        return self.plain if self.weight else {**self.plain, "weight": 0}
+
+    def with_texts(self, change: Callable[[str], str]) -> "Message":
+        """The turn with every text changed, those given to tools too."""
+
+        def changed(literal: re.Match) -> str:
+            return literal[0] if literal[2] else json.dumps(change(json.loads(literal[1])), ensure_ascii=False)
+
+        calls = JSON_TEXT.sub(changed, self.tool_calls)
+        return replace(self, content=change(self.content), tool_calls=calls)
+
+
+def is_text(value: object) -> bool:
+    """Tell whether a value is text throughout."""
+    return isinstance(value, str) and not NO_TEXT.search(value)
+
+
+def listed(names: Iterable) -> str:
+    """List names in one line, the first twenty of them."""
+    first = list(islice(names, 21))
+    return " ".join(", ".join([*map(str, first[:20]), *(["..."] if first[20:] else [])]).split())
+
+
+def text_field(record: dict, name: str, where: str) -> str:
+    """Take the text of a field, or say in one sentence what is wrong with it."""
+    if name not in record:
+        found = listed(record) or "none"
+        remedy = "Add it, or name the column that holds it: --map question=COLUMN,answer=COLUMN"
+        raise DataError(f"{where}: the field {name!r} is missing (found: {found}). {remedy}")
+    text = record[name]
+    if not isinstance(text, str) or not text.strip():
+        found = reprlib.repr(text)
+        raise DataError(f"{where}, field {name!r}: expected text, found {found}. Fill it in or drop the line.")
+    if not is_text(text):
+        raise DataError(f"{where}, field {name!r}: holds bytes that are no text. Save the file as UTF-8 and try again.")
+    return text
+
+
+def tool_calls(given: object, where: str) -> str:
+    """Write an assistant's calls of tools as JSON, with arguments as objects: that is what chat templates expect."""
+    try:
+        calls = json.loads(given if isinstance(given, str) else json.dumps(given))
+        for call in calls:
+            function = call.get("function", call)
+            if not is_text(function["name"]):
+                raise ValueError
+            if isinstance(function.get("arguments"), str):
+                function["arguments"] = json.loads(function["arguments"])
+        text = json.dumps(calls, ensure_ascii=False)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        expected = '[{"type": "function", "function": {"name": ..., "arguments": {...}}}]'
+        raise DataError(f"{where}, field 'tool_calls': expected {expected}, found {reprlib.repr(given)}. Mend it.") from None
+    if not is_text(text):
+        raise DataError(f"{where}, field 'tool_calls': holds bytes that are no text. Save the file as UTF-8 and try again.")
+    return text
+
+
+def message(turn: Mapping, where: str) -> Message:
+    """Read one turn, as OpenAI or ShareGPT write it, or say in one sentence what is wrong with it."""
+    speaker, text = ("from", "value") if "from" in turn else ("role", "content")
+    given = text_field(turn, speaker, where)
+    if given not in ROLES:
+        raise DataError(f"{where}: {given!r} is no known role. Use system, user, assistant and tool.")
+    role = ROLES[given]
+    calls = tool_calls(turn["tool_calls"], where) if role == "assistant" and turn.get("tool_calls") else ""
+    weight = 1 if turn.get("weight") is None else turn["weight"]
+    if weight not in (0, 1):
+        raise DataError(
+            f"{where}, field 'weight': expected 0 or 1, found {reprlib.repr(weight)}. Write 0 for what is not learnt."
+        )
+    parts = turn.get(text)
+    if parts and isinstance(parts, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in parts):
+        turn = {**turn, text: "".join(text_field(part, "text", where) for part in parts)}
+    content = "" if calls and not turn.get(text) else text_field(turn, text, where)
+    of_tool = {key: turn[key] for key in ("tool_call_id", "name") if role == "tool" and is_text(turn.get(key))}
+    return Message(role, content, int(weight) if role == "assistant" else 1, calls, **of_tool)
+
+
+def messages(turns: object, where: str) -> tuple[Message, ...]:
+    """Read the turns of a conversation."""
+    if not isinstance(turns, (list, tuple)) or not all(isinstance(turn, dict) for turn in turns):
+        raise DataError(f"{where}: expected a list of turns, found {reprlib.repr(turns)}.")
+    return tuple(message(turn, f"{where}, turn {number}") for number, turn in enumerate(turns, 1))
