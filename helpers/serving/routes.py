@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from helpers.serving.engine import Engine, Question, Refusal
 from helpers.serving.guard import Guard, refuse
 from helpers.serving.jobs import FINISHED, KEPT, WAITING, Jobs
-from helpers.serving.server import contract
+from helpers.serving import contract
 
 WAITING_JOBS = 32  # more are refused
 POLLED = 256  # requests whose answers wait to be fetched; more are refused
