@@ -16,6 +16,7 @@ course: install  ## run every notebook, with a report at the end
 test: $(VENV)/.tests-installed  ## run all tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 install: $(VENV)/.installed  ## make .venv with all that the course needs
