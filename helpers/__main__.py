@@ -283,13 +283,13 @@ def evaluate(args: argparse.Namespace) -> int:
 
 def serve(args: argparse.Namespace) -> int:
     """Serve models until Ctrl-C."""
-    from helpers.serving.server import run
+    from helpers.serving.server import serve_forever
 
     if args.until_stdin_closes:
         from helpers.machine.process import stop_when_stdin_closes
 
         stop_when_stdin_closes()
-    run(args.model, args.host, args.port, args.api_key or os.environ.get("FINETUNING_API_KEY"), args.data_dir)
+    serve_forever(args.model, args.host, args.port, args.api_key or os.environ.get("FINETUNING_API_KEY"), args.data_dir)
     return 0
 
 

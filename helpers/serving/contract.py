@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from helpers.data import DataError, Example
-from helpers.own_data import formats
 from helpers.serving.engine import NEW_TOKENS, Refusal
+from helpers.text.messages import ROLES, Message, tool_calls
 
 TEXT = 20_000  # characters of a prompt, or of an uploaded question or answer
 ROWS = 20_000  # of an upload
@@ -56,14 +56,16 @@ class Upload(Schema):
         """Make them examples; numbers count as text. Raises Refusal."""
         made = []
         for number, row in enumerate(self.data, 1):
-            fields = []
-            for name in ("input", "output"):
-                text = str(row[name]) if isinstance(row.get(name), str | int | float) else ""
-                if not text.strip() or len(text) > TEXT:
-                    raise Refusal(400, f"Row {number}, field {name!r}: expected text of 1 to {TEXT:,} characters. Mend it.")
-                fields.append(text.encode("utf-8", "replace").decode())  # halves of characters cannot be kept
-            made.append(Example(*fields))
+            question, answer = (self._text(row, name, number) for name in ("input", "output"))
+            made.append(Example(question, answer))
         return made
+
+    @staticmethod
+    def _text(row: dict[str, Any], name: str, number: int) -> str:
+        text = str(row[name]) if isinstance(row.get(name), str | int | float) else ""
+        if not text.strip() or len(text) > TEXT:
+            raise Refusal(400, f"Row {number}, field {name!r}: expected text of 1 to {TEXT:,} characters. Mend it.")
+        return text.encode("utf-8", "replace").decode()  # halves of characters cannot be kept
 
 
 class Dataset(Schema):
@@ -142,8 +144,8 @@ class Part(Schema):
     text: Text
 
 
-class Message(Schema):
-    """One turn of a conversation."""
+class Turn(Schema):
+    """One turn of a conversation, as it is sent."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Text | Annotated[list[Part], Field(max_length=100)] | None = None
@@ -154,21 +156,23 @@ class Message(Schema):
     def plain(self) -> dict[str, Any]:
         """Make it what chat templates take, by the way of the rows that are trained on. Raises Refusal."""
         text = "".join(part.text for part in self.content) if isinstance(self.content, list) else self.content or ""
-        role, of_tool = formats.ROLES[self.role], {"tool_call_id": self.tool_call_id or "", "name": self.name or ""}
+        role = ROLES[self.role]
         try:
-            calls = formats.tool_calls(self.tool_calls, "messages") if self.tool_calls else ""
+            calls = tool_calls(self.tool_calls, "messages") if self.tool_calls else ""
         except DataError as error:
             raise Refusal(400, str(error)) from None
         if len(calls) > TEXT or (self.content is None and not calls):
             raise Refusal(400, f"A message of the {role} has no content, or more than {TEXT:,} characters. Mend it.")
-        return formats.Message(role, text, tool_calls=calls, **(of_tool if role == "tool" else {})).plain
+        if role == "tool":
+            return Message(role, text, tool_call_id=self.tool_call_id or "", name=self.name or "").plain
+        return Message(role, text, tool_calls=calls).plain
 
 
 class Chat(Schema):
     """OpenAI's request. Answers are greedy: temperature and the like are ignored."""
 
     model: Name
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MESSAGES)]
+    messages: Annotated[list[Turn], Field(min_length=1, max_length=MESSAGES)]
     stream: bool | None = None
     n: Literal[1] | None = None
     max_tokens: Tokens = None  # of the answer alone

@@ -6,7 +6,7 @@ import threading
 import time
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -49,7 +49,7 @@ class Question:
     text: str = ""  # the answer so far; halves of characters are held back
     vector: list[float] = field(default_factory=list)
     prompt_length: int = 0  # in tokens
-    answer: Answer | None = None  # its row in the batch
+    answer_length: int = 0  # in tokens, so far
     finish: str | None = None  # "stop", "length", "timeout", "cancelled", or "refused", which `error` explains
     error: Refusal | None = None
     seconds: float = SECONDS  # it may take so long
@@ -69,7 +69,7 @@ class Loaded:
         """Start with an empty batch."""
         self.model, self.tokenizer, self.decoder = model, tokenizer, Decoder(model, tokenizer, ROWS)
         self.window = context_window(model) or PROMPT_TOKENS + NEW_TOKENS
-        self.questions: list[Question] = []
+        self.answers: dict[Question, Answer] = {}  # those on their way, each a row of the batch
 
     def start(self, question: Question) -> None:
         """Put a question into the batch, or make its vector. One that cannot be read is refused."""
@@ -78,8 +78,7 @@ class Loaded:
             if question.embed:
                 question.vector = self.embed(ids)
                 return question.end("stop")
-            question.answer = self.decoder.add(ids, self.room(question))
-            self.questions.append(question)
+            self.answers[question] = self.decoder.add(ids, self.room(question))
         except Refusal as refusal:
             question.end("refused", refusal)
         except DataError as error:  # the chat template cannot write this conversation
@@ -114,20 +113,21 @@ class Loaded:
 
     def step(self) -> None:
         """Write one more token of every answer and pass the news on."""
-        for question in self.questions:
+        for question, answer in self.answers.items():
             if time.monotonic() > question.deadline:
                 question.end("timeout")
-            question.answer.finish = question.finish  # somebody may have cancelled it: its row leaves
+            answer.finish = question.finish  # somebody may have cancelled it: its row leaves
         self.decoder.step()
-        for question in self.questions:
-            if question.streaming or question.answer.finish:
-                text = self.decoder.text(question.answer)
+        for question, answer in self.answers.items():
+            question.answer_length = len(answer.tokens)
+            if question.streaming or answer.finish:
+                text = self.decoder.text(answer)
                 question.text = question.text if text.endswith("\ufffd") else text
-            if question.answer.finish and not question.finish:
-                question.end(question.answer.finish)
+            if answer.finish and not question.finish:
+                question.end(answer.finish)
             elif question.streaming:
                 question.wake()
-        self.questions = [question for question in self.questions if not question.answer.finish]
+        self.answers = {question: answer for question, answer in self.answers.items() if not answer.finish}
 
 
 class Engine:
@@ -169,23 +169,23 @@ class Engine:
         while not self.closed:
             self._receive()
             news = self._start()
-            busy = [name for name, loaded in self.models.items() if loaded.questions]
-            self.started = sum(len(self.models[name].questions) for name in busy)
+            busy = [name for name, loaded in self.models.items() if loaded.answers]
+            self.started = sum(len(self.models[name].answers) for name in busy)
             for name in busy:
                 try:
                     self.models[name].step()
                 except Exception:  # out of memory, for one: nobody else may suffer, and this thread must live
                     traceback.print_exc()
-                    self._refuse(self.models.pop(name).questions, 503, "The model failed at this. Ask less at once.")
+                    self._refuse(self.models.pop(name).answers, 503, "The model failed at this. Ask less at once.")
             if not news and not busy:
                 self.news.wait(1.0)
                 self.news.clear()
         with self.lock:
-            left = self.waiting + [question for loaded in self.models.values() for question in loaded.questions]
+            left = self.waiting + [question for loaded in self.models.values() for question in loaded.answers]
         self._refuse(left, 503, "The server is shutting down. Try again when it is back.")
 
     @staticmethod
-    def _refuse(questions: Sequence[Question], status: int, detail: str) -> None:
+    def _refuse(questions: Iterable[Question], status: int, detail: str) -> None:
         for question in questions:
             if not question.finish:
                 question.end("refused", Refusal(status, detail))
@@ -214,7 +214,7 @@ class Engine:
         if name in self.models:
             self.models.move_to_end(name)
             return self.models[name]
-        resting = [other for other, loaded in self.models.items() if not loaded.questions]
+        resting = [other for other, loaded in self.models.items() if not loaded.answers]
         full = len(self.models) + len(self.loading) >= MODELS
         if name not in self.loading and (resting or not full):
             if full:

@@ -1,4 +1,4 @@
-"""Desk: the routes. A request comes in, goes to the engine or to the jobs, and its answer goes out."""
+"""Routes: a request comes in, goes to the engine or to the jobs, and its answer goes out."""
 
 import asyncio
 import json
@@ -16,11 +16,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
+from helpers.serving import contract
 from helpers.serving.engine import Engine, Question, Refusal
 from helpers.serving.guard import Guard, refuse
 from helpers.serving.jobs import FINISHED, KEPT, WAITING, Jobs
-from helpers.serving import contract
 
 WAITING_JOBS = 32  # more are refused
 POLLED = 256  # requests whose answers wait to be fetched; more are refused
@@ -191,8 +192,7 @@ def create_app(engine: Engine, jobs: Jobs, bases: dict[str, str], key: str | Non
     def ask(sent: contract.Completion, **options: Any) -> list[Question]:
         """Queue the questions of a request."""
         _, path = find(sent.model_name)
-        limits = {"new_tokens": sent.max_new_tokens, "total_tokens": sent.max_tokens}
-        questions = [Question(path, prompt, **limits, **options) for prompt in sent.prompts]
+        questions = [Question(path, prompt, sent.max_new_tokens, sent.max_tokens, **options) for prompt in sent.prompts]
         engine.ask(questions)
         return questions
 
@@ -219,7 +219,8 @@ def create_app(engine: Engine, jobs: Jobs, bases: dict[str, str], key: str | Non
 
     @app.get("/v1/version")
     def get_version(request: Request) -> dict[str, Any]:
-        api = [{"name": route.path.rsplit("/", 1)[-1], "path": route.path} for route in app.routes]
+        paths = [route.path for route in app.routes if isinstance(route, Route)]
+        api = [{"name": path.rsplit("/", 1)[-1], "path": path} for path in paths]
         return {"server": app.version, "client": request.headers.get("Lamini-Version", "")[:40], "api": api}
 
     @app.post("/v1/completions")
@@ -231,6 +232,7 @@ def create_app(engine: Engine, jobs: Jobs, bases: dict[str, str], key: str | Non
         outputs = [contract.output([question.text for question in row], sent.output_type) for row in rows]
         return outputs if isinstance(sent.prompt, list) else outputs[0]
 
+    # polled by lamini.StreamingCompletion: create, and get_completion
     @app.post("/v3/streaming_completions")
     async def start_stream(sent: contract.Completion) -> dict[str, str]:
         return keep(sent.model_copy(update={"output_type": None}), STREAM_SECONDS, streaming=True)
@@ -242,6 +244,7 @@ def create_app(engine: Engine, jobs: Jobs, bases: dict[str, str], key: str | Non
             return {}
         return {"outputs": [{"output": q.text} for q in questions], "finish_reason": [q.finish for q in questions]}
 
+    # polled by lamini.api.utils.batch_completions.BatchCompletions: submit, and check_result
     @app.post("/v1/batch_completions")
     async def start_batch(sent: contract.Completion) -> dict[str, str]:
         return keep(sent, BATCH_SECONDS)
@@ -335,7 +338,7 @@ def create_app(engine: Engine, jobs: Jobs, bases: dict[str, str], key: str | Non
         return {"object": "list", "data": data}
 
     @app.post("/v1/chat/completions", responses={404: {"model": contract.Detail}, 200: {"content": {"text/event-stream": {}}}})
-    async def chat(sent: contract.Chat, request: Request) -> dict[str, Any]:
+    async def chat(sent: contract.Chat, request: Request) -> Any:
         try:
             name, path = find(sent.model)
         except Refusal as refusal:  # 594 would make OpenAI's client try again and again
@@ -352,7 +355,7 @@ def create_app(engine: Engine, jobs: Jobs, bases: dict[str, str], key: str | Non
                 raise question.error
             return StreamingResponse(events(question, waiter, about), media_type="text/event-stream")
         await waiter.all([question])
-        read, written = question.prompt_length, len(question.answer.tokens)
+        read, written = question.prompt_length, question.answer_length
         usage = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
         message = {"role": "assistant", "content": question.text.strip()}
         choice = {"index": 0, "message": message, "finish_reason": question.finish}

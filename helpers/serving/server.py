@@ -44,7 +44,7 @@ def listen(host: str, port: int) -> socket.socket:
         raise ValueError(f"Cannot listen on {host}, port {port}: {reason}. Choose another --port; 0: a free one.") from None
 
 
-def run(model: str, host: str, port: int, key: str | None, folder: Path) -> None:
+def serve_forever(model: str, host: str, port: int, key: str | None, folder: Path) -> None:
     """Serve until Ctrl-C. `folder` keeps data sets, jobs and the models they make.
 
     Raises ValueError, ModelError or OSError, in one line, when it cannot start.
@@ -131,17 +131,18 @@ def serve(model: str | Path = "embedded", folder: str | Path | None = None) -> I
             start_new_session=True,  # the stop button of a notebook is not for the server
         ) as child,
     ):
+        assert child.stdin and child.stdout  # as asked for above
+        writing, reading, said = child.stdin, child.stdout, ""
         try:
-            said = ""
             while not said.startswith("Serving "):  # before that, the embedded model may have to be converted
-                said = child.stdout.readline()
+                said = reading.readline()
                 if not said:
                     log.seek(0)
                     raise RuntimeError(
                         f"The server did not start: {(log.read().strip() or 'it said nothing').splitlines()[-1]}"
                     )
             os.environ.update({name: ",".join(filter(None, (value, "127.0.0.1"))) for name, value in usual.items()})
-            name, url = re.match(r"Serving (.*) on (http\S+);", said).groups()
+            name, url = re.findall(r"Serving (.*) on (http\S+);", said)[0]
             try:
                 socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=5).close()
             except OSError as error:  # a sandbox without any network interface
@@ -152,7 +153,7 @@ def serve(model: str | Path = "embedded", folder: str | Path | None = None) -> I
                 os.environ.pop(name, None)
                 if value is not None:
                     os.environ[name] = value
-            child.stdin.close()
+            writing.close()
             with suppress(subprocess.TimeoutExpired):
                 child.wait(30)
             child.kill()

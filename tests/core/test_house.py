@@ -72,7 +72,11 @@ def test_each_public_name_is_defined_once():
     places = defaultdict(list)
     for name, tree in TREES.items():
         for node in tree.body:
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_") and name != "helpers.__main__":
+            if (
+                isinstance(node, (ast.FunctionDef, ast.ClassDef))
+                and not node.name.startswith("_")
+                and name != "helpers.__main__"
+            ):
                 places[node.name].append(name)
     assert not {name: where for name, where in places.items() if len(where) > 1}
 
