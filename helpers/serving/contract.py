@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from helpers.data import DataError, Example
-from helpers.own_data import formats
 from helpers.serving.engine import NEW_TOKENS, Refusal
+from helpers.text import messages
 
 TEXT = 20_000  # characters of a prompt, or of an uploaded question or answer
 ROWS = 20_000  # of an upload
@@ -154,14 +154,14 @@ class Message(Schema):
     def plain(self) -> dict[str, Any]:
         """Make it what chat templates take, by the way of the rows that are trained on. Raises Refusal."""
         text = "".join(part.text for part in self.content) if isinstance(self.content, list) else self.content or ""
-        role, of_tool = formats.ROLES[self.role], {"tool_call_id": self.tool_call_id or "", "name": self.name or ""}
+        role, of_tool = messages.ROLES[self.role], {"tool_call_id": self.tool_call_id or "", "name": self.name or ""}
         try:
-            calls = formats.tool_calls(self.tool_calls, "messages") if self.tool_calls else ""
+            calls = messages.tool_calls(self.tool_calls, "messages") if self.tool_calls else ""
         except DataError as error:
             raise Refusal(400, str(error)) from None
         if len(calls) > TEXT or (self.content is None and not calls):
             raise Refusal(400, f"A message of the {role} has no content, or more than {TEXT:,} characters. Mend it.")
-        return formats.Message(role, text, tool_calls=calls, **(of_tool if role == "tool" else {})).plain
+        return messages.Message(role, text, tool_calls=calls, **(of_tool if role == "tool" else {})).plain
 
 
 class Chat(Schema):

@@ -17,10 +17,10 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
+from helpers.serving import contract
 from helpers.serving.engine import Engine, Question, Refusal
 from helpers.serving.guard import Guard, refuse
 from helpers.serving.jobs import FINISHED, KEPT, WAITING, Jobs
-from helpers.serving import contract
 
 WAITING_JOBS = 32  # more are refused
 POLLED = 256  # requests whose answers wait to be fetched; more are refused
