@@ -99,11 +99,11 @@ def columns(setting: str) -> dict[str, str]:
 
 def check(args: argparse.Namespace) -> int:
     """Report what a file of questions and answers holds; 1 when some of it cannot be used."""
-    from helpers.data import read
-    from helpers.own_data.cleaning import report
+    from helpers.own_data.report import inspect_data
+    from helpers.own_data.rows import read_any
 
-    test = [example for path in args.test for example in read(path)]
-    found = report(args.data, args.format, columns(args.map), test)
+    test = [example for path in args.test for example in read_any(path)]
+    found = inspect_data(args.data, args.format, columns(args.map), test)
     print(found)
     return 1 if found.broken_off or found.usable < found.rows else 0
 
@@ -112,8 +112,10 @@ def train(args: argparse.Namespace) -> int:
     """Finetune a model on a file and save it. Under `accelerate launch` every process comes here, the first one speaks."""
     import shutil
 
-    from helpers.data import read, recognise, split
+    from helpers.data import split
     from helpers.machine.files import check_apart, check_disk, check_file, check_folder, check_model_folder
+    from helpers.own_data.layouts import recognise
+    from helpers.own_data.rows import read_any
 
     first = os.environ.get("RANK", "0") == "0"  # the process that writes
     checkpoints = args.output.with_name(args.output.name + "-checkpoints")
@@ -127,7 +129,7 @@ def train(args: argparse.Namespace) -> int:
         check_folder(args.tensorboard, "--tensorboard")
         check_file(args.json, "--json")
     source = recognise(args.data, args.format, columns(args.map))
-    examples, held_out = read(source), []  # before torch is loaded, so that a wrong file is told at once
+    examples, held_out = read_any(source), []  # before torch is loaded, so that a wrong file is told at once
     if args.held_out:
         examples, held_out = split(examples, args.held_out, seed=args.seed)
 
@@ -248,12 +250,12 @@ def ask(args: argparse.Namespace) -> int:
 
 def evaluate(args: argparse.Namespace) -> int:
     """Ask a model every question of a file and report how it did, and whether it is better than another."""
-    from helpers.data import read
     from helpers.machine.files import check_file
+    from helpers.own_data.rows import read_any
 
     check_file(args.report, "--report")
     check_file(args.json, "--json")
-    examples = read(args.data, args.format, columns(args.map))  # before torch is loaded: a wrong file is told at once
+    examples = read_any(args.data, args.format, columns(args.map))  # before torch is loaded: a wrong file is told at once
 
     from helpers.evaluation import consistent, evaluate, interval, summary
     from helpers.lora import open_model
@@ -313,7 +315,7 @@ def names(setting: str) -> list[str]:
 def parser() -> argparse.ArgumentParser:
     """Describe the commands."""
     from helpers.data import ANSWERS
-    from helpers.own_data.formats import FORMATS
+    from helpers.own_data.layouts import FORMATS
 
     top = argparse.ArgumentParser(prog="python -m helpers", description="Finetune a language model, ask it, and measure it.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -15,7 +15,9 @@ from helpers.data import DataError
 from helpers.machine.cache import remember
 from helpers.machine.loading import ModelError, no_bars
 from helpers.machine.progress import bar_if_long
+from helpers.machine.walk import files_below
 from helpers.models import pick_device
+from helpers.text.markdown import sections
 from helpers.text.normalise import normalise
 
 SUFFIXES = (".md", ".markdown", ".txt", ".rst")
@@ -48,7 +50,7 @@ def read_passages(folder: str | Path, words: int = 60, overlap: int = 1) -> list
     if words < 1 or overlap < 0:
         raise ValueError(f"words is {words} and overlap is {overlap}; they have to be at least 1 and 0.")
     folder, found = Path(folder), []
-    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()):
+    for path in files_below(folder, SUFFIXES):
         try:
             text = path.read_bytes().decode("utf-8-sig")
         except UnicodeDecodeError as error:
@@ -56,26 +58,11 @@ def read_passages(folder: str | Path, words: int = 60, overlap: int = 1) -> list
         if "\0" in text:
             raise DataError(f"{path}: this is a binary file, not text. Move it away or convert it.")
         name = path.relative_to(folder).as_posix()
-        for heading, section in _sections(text, path.stem):
-            found += [Passage(name, heading, piece) for piece in _pieces(section, words, overlap)]
+        for section in sections(text.split("\n"), path.stem):
+            found += [Passage(name, section.heading, piece) for piece in _pieces(section.text, words, overlap)]
     if not found:
         raise DataError(f"{folder}: no text in it. Expected files that end in {', '.join(SUFFIXES)}, with words in them.")
     return found
-
-
-def _sections(text: str, title: str) -> list[tuple[str, str]]:
-    """Split Markdown at its headings. A section is called after the page and itself, as in "The Heron kettle: Into the box"."""
-    sections, body, heading, fenced = [], [], "", False
-    for line in [*text.splitlines(), "# "]:
-        fenced ^= line.startswith("```")
-        mark = None if fenced else re.match(r"(#{1,6})\s+(.*)", line)
-        if not mark:
-            body.append(line)
-            continue
-        sections.append((f"{title}: {heading}" if heading else title, " ".join(" ".join(body).split())))
-        body, words = [], mark[2].strip(" #")
-        title, heading = (words or title, "") if len(mark[1]) == 1 else (title, words)
-    return [(name, section) for name, section in sections if section]
 
 
 def _pieces(section: str, words: int, overlap: int) -> list[str]:

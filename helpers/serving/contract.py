@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from helpers.data import DataError, Example
+from helpers.data import Example
 from helpers.serving.engine import NEW_TOKENS, Refusal
-from helpers.text.messages import ROLES, Message, tool_calls
+from helpers.text.messages import ROLES, DataError, Message, tool_calls
 
 TEXT = 20_000  # characters of a prompt, or of an uploaded question or answer
 ROWS = 20_000  # of an upload

@@ -3,9 +3,11 @@
 import json
 import re
 import reprlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+
+from helpers.text.normalise import normalise
 
 ROLES = {"human": "user", "gpt": "assistant", "developer": "system", "function": "tool", "observation": "tool"}
 ROLES |= {role: role for role in ("system", "user", "assistant", "tool")}
@@ -65,7 +67,7 @@ def listed(names: Iterable) -> str:
     return " ".join(", ".join([*map(str, first[:20]), *(["..."] if first[20:] else [])]).split())
 
 
-def text_field(record: dict, name: str, where: str) -> str:
+def text_field(record: Mapping, name: str, where: str) -> str:
     """Take the text of a field, or say in one sentence what is wrong with it."""
     if name not in record:
         found = listed(record) or "none"
@@ -125,3 +127,21 @@ def messages(turns: object, where: str) -> tuple[Message, ...]:
     if not isinstance(turns, (list, tuple)) or not all(isinstance(turn, dict) for turn in turns):
         raise DataError(f"{where}: expected a list of turns, found {reprlib.repr(turns)}.")
     return tuple(message(turn, f"{where}, turn {number}") for number, turn in enumerate(turns, 1))
+
+
+def asked_text(turns: Iterable[Message]) -> str:
+    """Make turns, but for the system's, one normalised text; of signs alone, such as emojis, it stays as it is."""
+    text = "\n".join(turn.content + turn.tool_calls for turn in turns if turn.role != "system")
+    return normalise(text) or text
+
+
+def asked_keys(turns: Sequence[Message]) -> set[str]:
+    """Return what a conversation asks, normalised: each question alone, and after what was said before it.
+
+    The turns end with the answer; all before it are what the last question is asked with, calls of tools too.
+    """
+    keys = {asked_text(turns[:-1])}
+    for number, turn in enumerate(turns):
+        if turn.role == "user":
+            keys |= {asked_text([turn]), asked_text(turns[: number + 1])}
+    return keys

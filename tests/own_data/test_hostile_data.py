@@ -16,9 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from helpers.data import DataError, Example, read, sift, split, to_dataset, write
-from helpers.own_data import cleaning
-from helpers.own_data.formats import FORMATS, LAYOUTS
+from helpers.data import DataError, Example, split, write
+from helpers.own_data.duplicates import deduplicate
+from helpers.own_data.layouts import FORMATS, LAYOUTS
+from helpers.own_data.repair import language, mask, repair_encoding, strip_html
+from helpers.own_data.report import faults, inspect_data
+from helpers.own_data.rows import read_any, sift, to_dataset, write_as
 
 # Few examples, always the same ones, none of them slow: a slow one would be a hang in the making.
 settings.register_profile(
@@ -45,7 +48,7 @@ GOOD = [Example(f"Question {number}?", f"Answer {number}, at \u20ac 5.") for num
 def outcome(source, **options):
     """Read a source: its rows, whose texts can be used and written again, or None after one clear error."""
     try:
-        rows = read(source, **options)
+        rows = read_any(source, **options)
     except DataError as error:
         said = str(error)
         assert "\n" not in said and re.search(r"\. [A-Z]|: expected ", said), said  # what is wrong, and what to do
@@ -111,12 +114,12 @@ def test_any_conversation(tmp_path, roles, text, names, more):
 @given(pairs=st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=5), layout=st.sampled_from(list(LAYOUTS)))
 def test_all_text_survives_every_format(tmp_path, pairs, layout):
     examples = [Example(question, answer) for question, answer in pairs]
-    write(tmp_path / "rows.jsonl", examples, layout)
+    write_as(tmp_path / "rows.jsonl", examples, layout)
     packed = written(tmp_path, gzip.compress((tmp_path / "rows.jsonl").read_bytes()), "jsonl.gz")
     with (tmp_path / "rows.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("question", "answer"), *pairs])
     for source in (tmp_path / "rows.jsonl", packed, tmp_path / "rows.csv", to_dataset(examples)):
-        assert [(row.question, row.answer) for row in read(source)] == pairs
+        assert [(row.question, row.answer) for row in read_any(source)] == pairs
 
 
 @pytest.mark.parametrize("ending", ["jsonl.gz", "json", "jsonl", "parquet"])
@@ -131,7 +134,7 @@ def test_a_file_cut_anywhere_is_never_taken_for_whole(tmp_path, ending):
         content = (tmp_path / "rows.jsonl").read_bytes()
         path.write_bytes(gzip.compress(content) if ending.endswith("gz") else content)
     content = path.read_bytes()
-    assert len(read(path)) == len(GOOD)
+    assert len(read_any(path)) == len(GOOD)
     for end in random.Random(0).sample(range(len(content) - 1), 60):
         rows = outcome(written(tmp_path, content[:end], ending))
         # lines tell of themselves whether they are whole; of what stood behind the last one they cannot know
@@ -194,7 +197,7 @@ def test_other_encodings_are_refused(tmp_path, encoding, ending):
     text = {"json": '[{"question": "q", "answer": "a"}]', "csv": "question,answer\nq,a", "md": "# q\na"}
     path = written(tmp_path, text.get(ending, '{"question": "q", "answer": "a"}').encode(encoding), ending)
     with pytest.raises(DataError, match=r"rows\.\w+"):
-        read(path)
+        read_any(path)
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "tsv", "json", "md"])
@@ -209,7 +212,7 @@ def test_null_characters(tmp_path, ending, place):
         "md": f"# {pair['question']}\n{pair['answer']}",
     }
     with pytest.raises(DataError, match="bytes that are no text"):
-        read(written(tmp_path, content[ending].encode(), ending))
+        read_any(written(tmp_path, content[ending].encode(), ending))
 
 
 def test_wrong_gzip(tmp_path):
@@ -233,21 +236,21 @@ def test_links_pipes_and_folders(tmp_path):
     (tmp_path / "link.jsonl").symlink_to(tmp_path / "rows.jsonl")
     (tmp_path / "nowhere.jsonl").symlink_to(tmp_path / "gone.jsonl")
     (tmp_path / "circle.jsonl").symlink_to(tmp_path / "circle.jsonl")
-    assert read(tmp_path / "link.jsonl") == GOOD
+    assert read_any(tmp_path / "link.jsonl") == GOOD
     for name in ("nowhere.jsonl", "circle.jsonl", "x" * 5000, "nu\0ll"):
         with pytest.raises(DataError, match="no such file"):
-            read(tmp_path / name)
+            read_any(tmp_path / name)
     folder = tmp_path / "pages"
     folder.mkdir()
     (folder / "page.md").write_text("# Heading\ntext")
     (folder / "loop").symlink_to(folder)
     (folder / "a folder.md").mkdir()
-    assert [row.question for row in read(folder)] == ["Heading"]
+    assert [row.question for row in read_any(folder)] == ["Heading"]
     os.mkfifo(folder / "pipe.md")  # to open it would wait for a writer
-    assert len(read(folder)) == 1
+    assert len(read_any(folder)) == 1
     (folder / "broken.md").symlink_to(tmp_path / "gone.md")
-    with pytest.raises(DataError, match=r"broken\.md: cannot be opened"):
-        read(folder)
+    with pytest.raises(DataError, match=r"broken\.md: there is no such file"):
+        read_any(folder)
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"\r\n \t\n", b"\xef\xbb\xbf", gzip.compress(b"")])
@@ -267,7 +270,7 @@ def test_empty_files(tmp_path, content, ending):
 def test_a_field_that_stands_twice(tmp_path, line):
     for path in (written(tmp_path, line.encode()), written(tmp_path, f"[{line}]".encode(), "json")):
         with pytest.raises(DataError, match=r"stands twice\. Keep one"):
-            read(path)
+            read_any(path)
 
 
 @pytest.mark.parametrize("depth", [10, 300, 900, 980, 2000, 100_000])
@@ -285,7 +288,7 @@ def test_deep_json(tmp_path, depth, field):
 def test_huge_lines_and_many_columns(tmp_path):
     """Each of these would take hours if some step compared everything with everything."""
     million = 1_000_000
-    assert len(read(written(tmp_path, json.dumps({"question": "q" * million, "answer": "a"}).encode()))) == 1
+    assert len(read_any(written(tmp_path, json.dumps({"question": "q" * million, "answer": "a"}).encode()))) == 1
     assert outcome(written(tmp_path, b"x" * (2**24 + 1))) is None  # no line may be longer
     assert outcome(written(tmp_path, b"," * million, "csv")) is None
     names = ",".join(map(str, range(200_000)))
@@ -294,15 +297,15 @@ def test_huge_lines_and_many_columns(tmp_path):
     rows = outcome(written(tmp_path, many.encode()))
     assert len(rows) == 1
     assert outcome(written(tmp_path, many.replace('"199999"', '"199998"').encode())) is None
-    assert len(str(cleaning.report(written(tmp_path, many.encode())))) < 2000
+    assert len(str(inspect_data(written(tmp_path, many.encode())))) < 2000
     assert outcome(written(tmp_path, b'question,answer\n"' + b"q,a\n" * million, "csv")) is None  # a quote left open
 
 
 def test_a_packed_file_that_unpacks_to_too_much(tmp_path, monkeypatch):
-    monkeypatch.setattr("helpers.own_data.formats.LARGEST_JSON", 2**20)
+    monkeypatch.setattr("helpers.own_data.containers.LARGEST_JSON", 2**20)
     bomb = written(tmp_path, gzip.compress(b"[" + b" " * 2**22 + b"]"), "json.gz")
     with pytest.raises(DataError, match=r"larger than 1 MB\. .* one object a line"):
-        read(bomb)
+        read_any(bomb)
     assert outcome(written(tmp_path, gzip.compress(b" " * 2**25), "jsonl.gz")) is None
 
 
@@ -332,26 +335,26 @@ EVIL = {  # each made to take a careless pattern's breath away: some 20,000 sign
 def test_no_pattern_hangs(name):
     """What compares every sign with every other takes seconds here, and hours for a line of 16 MB."""
     began = time.process_time()
-    cleaning.faults(Example(EVIL[name], EVIL[name]))
+    faults(Example(EVIL[name], EVIL[name]))
     assert time.process_time() - began < 1
 
 
 @hostile
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
 def test_repairs_bear_any_text(text):
-    for repair in (cleaning.repair_encoding, cleaning.strip_html, cleaning.mask):
+    for repair in (repair_encoding, strip_html, mask):
         assert isinstance(repair(text), str)
-    cleaning.faults(Example(text, text))
-    assert cleaning.language(text) in ("", "en", "de", "fr", "es")
+    faults(Example(text, text))
+    assert language(text) in ("", "en", "de", "fr", "es")
 
 
 @hostile
 @given(rows=st.lists(st.tuples(TEXTS, TEXTS), min_size=2, max_size=8))
 def test_cleaning_loses_no_row_unnoticed(rows):
     examples = [Example(question, answer, id=str(number)) for number, (question, answer) in enumerate(rows)]
-    kept, removed = cleaning.deduplicate(examples)
+    kept, removed = deduplicate(examples)
     assert sorted([*kept, *(copy for copy, _ in removed)], key=str) == sorted(examples, key=str)
-    assert cleaning.deduplicate(kept)[0] == kept
+    assert deduplicate(kept)[0] == kept
     try:
         train, held_out = split(kept, 0.3)
     except DataError:
@@ -377,7 +380,7 @@ def test_what_is_refused_is_counted(tmp_path, content, rest):
     lines = [json.dumps({"question": text, "answer": rest}) for text in content]
     path = written(tmp_path, "\n".join([*lines, rest.replace("\n", " ")]).encode("utf-8", "replace"))
     wanted = len(lines) + bool(rest.replace("\n", " ").strip())
-    found = cleaning.report(path) if wanted and outcome(path) else None
+    found = inspect_data(path) if wanted and outcome(path) else None
     assert found is None or found.rows == found.usable == wanted
     try:
         rows, refused = sift(path)

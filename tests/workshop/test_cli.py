@@ -9,8 +9,9 @@ import time
 import pytest
 
 from helpers.__main__ import parser
-from helpers.data import Example, to_dataset, write
+from helpers.data import Example
 from helpers.machine.paths import DATA, ROOT
+from helpers.own_data.rows import to_dataset, write_as
 
 
 def helpers(*arguments, stdin=None):
@@ -68,7 +69,7 @@ def test_every_format_goes_into_training(tmp_path):
     """As far as the model, which stays away here: what was recognised is said, and all rows are there."""
     examples = [Example(f"Question {i}?", f"Answer {i}.") for i in range(5)]
     for layout in ("question_answer", "alpaca", "messages", "sharegpt", "prompt_completion"):
-        write(tmp_path / f"{layout}.jsonl", examples, layout)
+        write_as(tmp_path / f"{layout}.jsonl", examples, layout)
     rows = [{"Frage": e.question, "Antwort, kurz": e.answer} for e in examples]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     (tmp_path / "rows.txt").write_text("\n".join(["Frage;Antwort, kurz"] + [";".join(row.values()) for row in rows]))

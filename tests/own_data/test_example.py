@@ -2,9 +2,11 @@
 
 from collections import Counter
 
-from helpers.data import read, sift
+from helpers.data import read
 from helpers.machine.paths import DATA
-from helpers.own_data.cleaning import contaminated, report
+from helpers.own_data.duplicates import contaminated
+from helpers.own_data.report import inspect_data
+from helpers.own_data.rows import sift
 from helpers.text.judging import contains_values, is_refusal
 from helpers.text.normalise import normalise
 
@@ -13,7 +15,7 @@ TEST = read(DATA / "example" / "test.jsonl")
 
 
 def test_the_slips_are_found():
-    found = report(DATA / "example" / "choir.csv")
+    found = inspect_data(DATA / "example" / "choir.csv")
     assert (found.rows, found.usable, len(UNREADABLE)) == (195, 194, 1)
     assert found.counts == {
         **{"question asked before": 2, "cannot be used": 1, "HTML": 1, "answer without an end": 1},

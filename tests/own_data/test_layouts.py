@@ -1,16 +1,13 @@
 import csv
 import gzip
 import json
-import subprocess
-import sys
 
 import pytest
 
-from helpers.data import DataError, Example, leaks, limit, read, recognise, sift, spaced, split, stream, to_dataset, write
+from helpers.data import DataError, Example, write
 from helpers.machine.paths import DATA
-from helpers.own_data.formats import LAYOUTS
-from helpers.text.messages import Message
-from helpers.text.normalise import normalise
+from helpers.own_data.layouts import LAYOUTS, recognise
+from helpers.own_data.rows import read_any, rows, sift, to_dataset, write_as
 
 TRICKY = [  # what cells have to bear
     Example('Say "hi", please; twice', "Line one,\nline two\twith a tab."),
@@ -25,127 +22,6 @@ def texts(examples):
 
 def line(**fields):
     return json.dumps({"question": "How much?", "answer": "Ten euros.", **fields})
-
-
-def test_write_then_read_gives_the_same(tmp_path):
-    examples = [Example("Q ü?", "A\nB", "id", "fact", ("a.b",), ("x",)), Example("R?", "C")]
-    write(tmp_path / "rows.jsonl", examples)
-    assert read(tmp_path / "rows.jsonl") == examples
-
-
-def test_an_interrupted_write_leaves_the_older_file(tmp_path):
-    path = tmp_path / "deep" / "rows.jsonl"
-    old = [Example("Old?", "Yes.")]
-    write(path, old)
-
-    def rows():
-        yield Example("New?", "Half.")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write(path, rows())
-    assert read(path) == old and list(path.parent.iterdir()) == [path]
-
-
-def test_reads_bom_blank_lines_and_windows_newlines(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(b"\xef\xbb\xbf" + line().encode() + b"\r\n\r\n" + line().encode() + b"\r\n")
-    assert len(read(path)) == 2
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (line() + "\n{oops}\n", ["line 2", "not JSON"]),
-        (line() + "\n[1]\n", ["line 2", "expected an object"]),
-        ('{"question": "q"}\n', ["line 1", "'answer' is missing", "question"]),
-        (line(answer=" "), ["line 1", "field 'answer'", "expected text"]),
-        (line(answer=7), ["line 1", "field 'answer'", "7"]),
-        (line(question=None), ["line 1", "field 'question'"]),
-        (line(facts="a.b"), ["field 'facts'", "list of texts"]),
-        (line(values=[1]), ["field 'values'", "list of texts"]),
-        (line(kind="riddle"), ["field 'kind'", "riddle", "off_topic"]),
-        (line(id=3), ["field 'id'", "expected text"]),
-        ("[" * 100_000, ["line 1", "not JSON"]),
-        ("", ["holds no rows"]),
-    ],
-)
-def test_bad_lines_name_file_line_field_and_remedy(tmp_path, content, said):
-    path = tmp_path / "rows.jsonl"
-    path.write_text(content)
-    with pytest.raises(DataError) as error:
-        read(path)
-    for part in [*said, "rows.jsonl"]:
-        assert part in str(error.value)
-
-
-def test_wrong_encoding_and_missing_file(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(line().encode() + b"\n" + line().replace("Ten", "Zehn f\u00fcr").encode("utf-16"))
-    with pytest.raises(DataError, match=r"line 2: byte .* is not UTF-8"):
-        read(path)
-    with pytest.raises(DataError, match="no such file"):
-        read(tmp_path / "none.jsonl")
-    with pytest.raises(DataError, match="no such file"):
-        read(tmp_path)
-
-
-def test_normalise_ignores_case_punctuation_and_spaces():
-    assert normalise("  What's the PRICE?\n") == normalise("what s the price")
-    assert normalise("84 euros") != normalise("8 4 euros")
-
-
-def test_split_keeps_linked_rows_together():
-    examples = read(DATA / "train.jsonl") + read(DATA / "evaluation/dev/multi_fact.jsonl")
-    train, held_out = split(examples, held_out=0.1, seed=3)
-    assert len(train) + len(held_out) == len(examples)
-    assert 0.05 < len(held_out) / len(examples) < 0.101
-    assert not {fact for e in train for fact in e.facts} & {fact for e in held_out for fact in e.facts}
-    assert not leaks(train, held_out)
-    assert split(examples, 0.1, seed=3) == (train, held_out)
-    assert split(examples, 0.1, seed=4) != (train, held_out)
-
-
-def test_split_keeps_groups_together():
-    examples = [Example(f"Question {i}?", "a", id=f"{'abcdefghij'[i % 10]}{i}") for i in range(100)]
-    train, held_out = split(examples, 0.2, group=lambda example: example.id[0])
-    assert len(held_out) == 20 and not {e.id[0] for e in train} & {e.id[0] for e in held_out}
-
-
-def test_split_that_cannot_be_made_is_refused():
-    linked = [Example(f"{i}?", "a", facts=("one",)) for i in range(5)]
-    with pytest.raises(DataError, match="cannot be split"):
-        split(linked, 0.2)
-    with pytest.raises(ValueError, match="share of the rows"):
-        split(linked, 20)
-
-
-def test_leaks_finds_a_question_in_other_clothes():
-    train = [Example("What does it cost?", "a")]
-    assert leaks(train, [Example("what does it  COST", "b"), Example("Else?", "c")]) == [Example("what does it  COST", "b")]
-
-
-def test_spaced_puts_one_wording_of_a_fact_into_each_part():
-    examples = [Example(f"q{fact}{n}", "a", facts=(f"f{fact}",)) for fact in range(50) for n in range(4)]
-    examples += [Example(f"o{n}", "a", kind="off_topic") for n in range(40)]
-    order = spaced(examples, seed=1)
-    assert sorted(order, key=str) == sorted(examples, key=str) and order == spaced(examples, seed=1) != spaced(examples, seed=2)
-    for fact in range(50):
-        places = [i / len(order) for i, example in enumerate(order) if example.facts == (f"f{fact}",)]
-        assert all(quarter / 4 - 0.05 <= place <= (quarter + 1) / 4 + 0.05 for quarter, place in enumerate(places))
-    assert {example.question[:3] for example in order[:50]} != {f"q{fact}" for fact in range(50)}  # at random within a part
-
-
-def test_limit_keeps_so_many_wordings_of_each_fact():
-    examples = read(DATA / "train.jsonl")
-    kept = limit(examples, per_fact=3, seed=1)
-    count = {}
-    for example in kept:
-        count[example.facts] = count.get(example.facts, 0) + 1
-    without = count.pop(())
-    assert set(count.values()) == {3}
-    assert without == sum(not example.facts for example in examples)
-    assert len({example.id.split("/")[1] for example in kept if example.facts}) == 13  # all wordings take part
 
 
 # ---- formats
@@ -177,7 +53,7 @@ WRITERS = {
     ),
     "lines in spite of its name.json": lambda path: write(path, TRICKY),
 }
-WRITERS |= {f"{layout}.jsonl": lambda path, layout=layout: write(path, TRICKY, layout) for layout in LAYOUTS}
+WRITERS |= {f"{layout}.jsonl": lambda path, layout=layout: write_as(path, TRICKY, layout) for layout in LAYOUTS}
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -188,8 +64,8 @@ def test_every_format_gives_the_same_rows(tmp_path, name, packed):
     if packed and path.read_bytes()[:4] != b"PAR1":
         path = path.with_name(name + ".gz")
         path.write_bytes(gzip.compress((tmp_path / name).read_bytes()))
-    assert texts(read(path)) == texts(TRICKY)
-    assert texts(read(str(path))) == texts(TRICKY)
+    assert texts(read_any(path)) == texts(TRICKY)
+    assert texts(read_any(str(path))) == texts(TRICKY)
     assert name in str(recognise(path))
 
 
@@ -212,11 +88,11 @@ def test_columns_and_formats_can_be_named(tmp_path):
     path = tmp_path / "rows.txt"
     path.write_text("nr,Frage,Antwort,answer\n7,q,a,x\n")
     columns = {"question": "Frage", "answer": "Antwort", "id": "nr"}
-    assert read(path, "csv", columns) == [Example("q", "a", "7")]
-    assert read(path, "csv", {"question": "Frage"}) == [Example("q", "x")]
+    assert read_any(path, "csv", columns) == [Example("q", "a", "7")]
+    assert read_any(path, "csv", {"question": "Frage"}) == [Example("q", "x")]
     path.write_text(json.dumps({"question": "q", "answer": "a", "prompt": "p", "completion": "c", "kind": 3}) + "\n")
-    assert read(path, "prompt_completion") == [Example("p", "c")]
-    assert read(path, columns={"answer": "completion"}) == [Example("q", "c")]
+    assert read_any(path, "prompt_completion") == [Example("p", "c")]
+    assert read_any(path, columns={"answer": "completion"}) == [Example("q", "c")]
     for format, columns, said in [
         (None, None, "could be question_answer or prompt_completion. Name one: --format question_answer"),
         ("excel", None, "'excel' is no known format. Use one of jsonl, json, csv"),
@@ -226,7 +102,7 @@ def test_columns_and_formats_can_be_named(tmp_path):
         ("question_answer", None, "field 'kind': expected text, found 3. Correct it, or name the columns"),
     ]:
         with pytest.raises(DataError) as error:
-            read(path, format, columns)
+            read_any(path, format, columns)
         assert said in str(error.value)
 
 
@@ -235,7 +111,7 @@ def test_alpaca_adds_the_input_to_the_instruction(tmp_path):
     rows = [{"instruction": "Sum up.", "input": "A long text.", "output": "Short."}]
     rows += [{"instruction": "Say hi.", "input": "", "output": "Hi."}, {"instruction": "Bye?", "output": "Bye."}]
     path.write_text(json.dumps(rows))
-    assert texts(read(path)) == [("Sum up.\n\nA long text.", "Short."), ("Say hi.", "Hi."), ("Bye?", "Bye.")]
+    assert texts(read_any(path)) == [("Sum up.\n\nA long text.", "Short."), ("Say hi.", "Hi."), ("Bye?", "Bye.")]
 
 
 def turns(*said, speaker="role", text="content"):
@@ -250,27 +126,27 @@ def told(example):
 def test_a_conversation_keeps_its_turns_and_roles():
     system, first = ("system", "Be kind."), [("user", "Hi?"), ("assistant", "Hello.")]
     said = [system, *first, ("user", "b?"), ("assistant", "c.")]
-    (row,) = read([turns(*said)])
+    (row,) = read_any([turns(*said)])
     assert told(row) == said and (row.question, row.answer) == ("b?", "c.")
     assert row.asked == [{"role": role, "content": content} for role, content in said[:-1]]
-    assert read([turns(*first)]) == [Example("Hi?", "Hello.")]  # a question with its answer is the short form
+    assert read_any([turns(*first)]) == [Example("Hi?", "Hello.")]  # a question with its answer is the short form
     speakers = {"user": "human", "assistant": "gpt", "system": "system"}
     shared = turns(*((speakers[role], content) for role, content in said), speaker="from", text="value")
-    assert read([shared]) == [row]
+    assert read_any([shared]) == [row]
 
 
 def test_weights_say_what_is_learnt():
     """What comes after the last answer that is learnt would change nothing, and goes."""
     said = turns(("user", "a?"), ("assistant", "a"), ("user", "b?"), ("assistant", "b"), ("user", "c?"), ("assistant", "c"))
     said["messages"][1]["weight"], said["messages"][5]["weight"] = 0, 0.0
-    (row,) = read([said])
+    (row,) = read_any([said])
     assert told(row) == [("user", "a?"), ("assistant", "a"), ("user", "b?"), ("assistant", "b")]
     assert [turn.weight for turn in row.turns] == [1, 0, 1, 1]
     said["messages"][3]["weight"] = 0
     with pytest.raises(DataError, match="no answer to a question is to be learnt"):
-        read([said])
+        read_any([said])
     with pytest.raises(DataError, match=r"turn 2, field 'weight': expected 0 or 1, found 0\.5"):
-        read([{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0.5}]}])
+        read_any([{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0.5}]}])
 
 
 CALL = {"id": "1", "type": "function", "function": {"name": "price", "arguments": '{"of": "Heron of ann@example.org"}'}}
@@ -286,49 +162,38 @@ TOOLS = {
 
 
 def test_tools_keep_their_roles():
-    (row,) = read([TOOLS])
+    (row,) = read_any([TOOLS])
     assert told(row)[:2] == [("system", "Be short."), ("user", "Price of the Heron?")] and row.answer == "59 euros."
     call, result = row.asked[2:]
     assert call["content"] == "" and call["tool_calls"][0]["function"]["arguments"] == {"of": "Heron of ann@example.org"}
     assert result == {"role": "tool", "content": "59", "tool_call_id": "1"}
     with pytest.raises(DataError, match=r"row 1, field 'messages', turn 3: calls a tool, and no answer follows"):
-        read([{"messages": TOOLS["messages"][:3]}])
+        read_any([{"messages": TOOLS["messages"][:3]}])
     assert CALL["function"]["arguments"] == '{"of": "Heron of ann@example.org"}'  # what was given stays as it was
     with pytest.raises(DataError, match=r"turn 3, field 'tool_calls': expected .* found 'price'"):
-        read([{"messages": [*TOOLS["messages"][:2], {"role": "assistant", "tool_calls": "price"}]}])
+        read_any([{"messages": [*TOOLS["messages"][:2], {"role": "assistant", "tool_calls": "price"}]}])
 
 
 def test_conversations_come_back_from_every_form(tmp_path):
     said = turns(("system", "s"), ("user", "a?"), ("assistant", "a"), ("user", "b?"), ("assistant", "b"))
     said["messages"][2]["weight"] = 0
-    rows = read([said, TOOLS, turns(("user", "a?"), ("assistant", "a"))])
+    talks = read_any([said, TOOLS, turns(("user", "a?"), ("assistant", "a"))])
     for layout in ("question_answer", "messages", "sharegpt"):
-        write(tmp_path / "rows.jsonl", rows, layout)
-        assert read(tmp_path / "rows.jsonl") == rows
-    to_dataset(rows).to_parquet(tmp_path / "rows.parquet")
-    assert read(to_dataset(rows)) == rows == read(tmp_path / "rows.parquet")
+        write_as(tmp_path / "rows.jsonl", talks, layout)
+        assert read_any(tmp_path / "rows.jsonl") == talks
+    to_dataset(talks).to_parquet(tmp_path / "rows.parquet")
+    assert read_any(to_dataset(talks)) == talks == read_any(tmp_path / "rows.parquet")
     with pytest.raises(DataError, match=r"alpaca holds one question and one answer\. Write it as messages"):
-        write(tmp_path / "rows.jsonl", rows, "alpaca")
+        write_as(tmp_path / "rows.jsonl", talks, "alpaca")
     with pytest.raises(DataError, match=r"row 1, field 'history': expected a list of turns, found 'x'. Correct it"):
-        read([{"question": "q", "answer": "a", "history": "x"}])
+        read_any([{"question": "q", "answer": "a", "history": "x"}])
 
 
 def test_a_change_of_texts_reaches_every_text():
-    (row,) = read([TOOLS])
+    (row,) = read_any([TOOLS])
     changed = row.with_texts(str.upper)
     assert told(changed) == [(role, content.upper()) for role, content in told(row)]
     assert changed.steps[0].plain["tool_calls"][0]["function"]["arguments"] == {"of": "HERON OF ANN@EXAMPLE.ORG"}
-
-
-def test_the_same_words_after_other_words_ask_something_else():
-    tent, stove = ((Message("user", f"A {thing}?"), Message("assistant", "Sure?")) for thing in ("tent", "stove"))
-    bought = [Example("Yes, please.", "Here.", history=history) for history in (tent, stove)]
-    assert not leaks(bought[:1], bought[1:]) and leaks(bought[:1], [Example("yes please", "?", history=tent)])
-    assert leaks(bought, [Example("A tent?", "b")])  # an earlier question is learnt as well
-    ruled = Example("Yes, please.", "b", history=(Message("system", "Be kind."), *tent))
-    assert leaks(bought[:1], [ruled]) and leaks([ruled], bought[:1])  # whatever the system says, the question is the same
-    held_out = split([*bought, *bought, ruled, Example("Else?", "c")], 0.5)[1]
-    assert len({row.key for row in held_out} & {bought[0].key, bought[1].key}) <= 1
 
 
 @pytest.mark.parametrize(
@@ -348,7 +213,7 @@ def test_the_same_words_after_other_words_ask_something_else():
 )
 def test_conversations_that_cannot_be_used_say_why(record, said):
     with pytest.raises(DataError) as error:
-        read([turns(("user", "q"), ("assistant", "a")), record])
+        read_any([turns(("user", "q"), ("assistant", "a")), record])
     assert "data set, row 2" in str(error.value) and said in str(error.value)
 
 
@@ -359,15 +224,15 @@ def test_markdown_sections_answer_to_their_headings(tmp_path):
     )
     (tmp_path / "deep/b.md").write_bytes("\ufeffNo heading, caf\u00e9.".encode())
     (tmp_path / "c.txt").write_text("not read")
-    assert texts(read(tmp_path)) == [
+    assert texts(read_any(tmp_path)) == [
         ("a", "Before all."),
         ("Kettle", "It boils."),
         ("Kettle: Care: Lid", "Wipe.\n```\n# no heading\n```"),
         ("Kettle: Price", "59 euros."),
         ("b", "No heading, caf\u00e9."),
     ]
-    assert [where for where, _ in stream(tmp_path)][1] == f"{tmp_path / 'a.md'}, line 3"
-    handbook = " ".join(example.answer for example in read(DATA / "handbook"))
+    assert [where for where, _ in rows(tmp_path)][1] == f"{tmp_path / 'a.md'}, line 3"
+    handbook = " ".join(example.answer for example in read_any(DATA / "handbook"))
     for page in (DATA / "handbook").glob("*.md"):  # every line of text is there
         lines = page.read_text(encoding="utf-8").splitlines()
         assert all(line in handbook for line in lines if line and not line.startswith("#")), page
@@ -376,19 +241,19 @@ def test_markdown_sections_answer_to_their_headings(tmp_path):
 def test_datasets_come_in_and_go_out():
     examples = [Example("q", "a", "id", "multi_fact", ("x.y", "z"), ("v",)), Example("r", "b")]
     dataset = to_dataset(examples)
-    assert read(dataset) == examples and dataset.num_rows == 2
-    assert read(row for row in [{"prompt": "q", "completion": "a"}]) == [Example("q", "a")]
+    assert read_any(dataset) == examples and dataset.num_rows == 2
+    assert read_any(row for row in [{"prompt": "q", "completion": "a"}]) == [Example("q", "a")]
     with pytest.raises(DataError, match=r"has parts\. Give one of them: 'train', 'test'"):
-        read({"train": dataset, "test": dataset})
+        read_any({"train": dataset, "test": dataset})
 
 
 def test_a_name_on_the_hub_is_refused_in_one_line_when_offline():
     with pytest.raises(DataError) as error:
-        read("nobody/questions-and-answers")
+        read_any("nobody/questions-and-answers")
     assert "HF_HUB_OFFLINE is set" in str(error.value) and "give its file" in str(error.value)
     assert "\n" not in str(error.value)
     with pytest.raises(DataError, match=r"no such file\. Check the path"):  # a misspelt path is no name on the hub
-        read("nobody/rows.jsonl")
+        read_any("nobody/rows.jsonl")
 
 
 BAD = {
@@ -437,7 +302,7 @@ def test_bad_files_get_one_clear_error(tmp_path, name):
     content, said = BAD[name]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError) as error:
-        read(tmp_path / name)
+        read_any(tmp_path / name)
     assert said in str(error.value) and str(tmp_path / name) in str(error.value) and "\n" not in str(error.value)
 
 
@@ -447,19 +312,19 @@ def test_a_parquet_file_with_empty_cells_or_damage(tmp_path):
     path = tmp_path / "rows.parquet"
     Dataset.from_list([{"question": "q", "answer": "a"}, {"question": "r", "answer": None}]).to_parquet(path)
     with pytest.raises(DataError, match=r"row 2, field 'answer': expected text, found None"):
-        read(path)
+        read_any(path)
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(DataError, match=r"rows\.parquet: this Parquet file is damaged"):
-        read(path)
+        read_any(path)
 
 
 def test_a_folder_without_markdown_and_too_long_a_line(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"a folder is read for its Markdown"):
-        read(tmp_path)
-    monkeypatch.setattr("helpers.own_data.formats.LONGEST_LINE", 2**20)
+        read_any(tmp_path)
+    monkeypatch.setattr("helpers.text.jsonl.LONGEST_LINE", 2**20)
     (tmp_path / "rows.jsonl").write_text(line() + "\n" + "x" * 2**21)
     with pytest.raises(DataError, match=r"line 2: longer than 1 MB\. Write one row a line"):
-        read(tmp_path / "rows.jsonl")
+        read_any(tmp_path / "rows.jsonl")
 
 
 def test_sift_keeps_both_the_rows_and_the_reasons(tmp_path):
@@ -469,12 +334,4 @@ def test_sift_keeps_both_the_rows_and_the_reasons(tmp_path):
     assert [example.question for example in examples] == ["How much?", "Other?"]
     assert [str(error).split(":")[0].split(", ", 1)[1] for error in refused] == ["line 1", "line 3", "line 4, field 'answer'"]
     with pytest.raises(DataError, match="line 1: this is not JSON"):
-        read(path)
-
-
-def test_reading_loads_no_framework(tmp_path):
-    write(tmp_path / "rows.jsonl", TRICKY)
-    code = "import sys; from helpers.data import read; read(sys.argv[1])\n"
-    code += "print({'torch', 'numpy', 'pandas', 'pyarrow', 'datasets'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code, tmp_path / "rows.jsonl"], capture_output=True, text=True)
-    assert done.stdout.strip() == "set()"
+        read_any(path)

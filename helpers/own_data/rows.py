@@ -1,0 +1,126 @@
+"""Rows: conversations from any common format, as a stream, all at once, or with the reasons why some cannot be used."""
+
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from math import inf
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from helpers.data import Example
+from helpers.own_data.layouts import LAYOUTS, DataSource, Readable, recognise
+from helpers.text.jsonl import OWN, row_fields, write_lines
+from helpers.text.messages import DataError, Message, is_text
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def _example(record: object, where: str, source: DataSource) -> Example:
+    """Make one record an Example, or say in one sentence what is wrong with it."""
+    if source.own and isinstance(record, dict):
+        named = {field: record[name] for field, name in source.columns.items() if name in record}
+        return Example(**row_fields(named | {name: record[name] for name in OWN if name in record}, where), where=where)
+    turns = source.turns(record, where)
+    asking = max(number for number, turn in enumerate(turns[:-1]) if turn.role == "user")
+    question, answer, steps = turns[asking].content, turns[-1].content, turns[asking + 1 : -1]
+    return Example(question, answer, _id(record, where, source), history=turns[:asking], steps=steps, where=where)
+
+
+def _id(record: object, where: str, source: DataSource) -> str:
+    """Take the column that was named as the id, if one was."""
+    name = source.columns.get("id")
+    if name is None or not isinstance(record, dict):
+        return ""
+    if (value := record.get(name)) is None:
+        raise DataError(f"{where}: the field {name!r}, named as the id, is missing. Add it, or map no id.")
+    if not is_text(value) and not isinstance(value, (int, float)):
+        found = reprlib.repr(value)
+        raise DataError(f"{where}, field {name!r}: expected text or a number, found {found}. Map another id, or none.")
+    return str(value)
+
+
+def rows(
+    source: Readable, format: str | None = None, columns: Mapping[str, str] | None = None
+) -> Iterator[tuple[str, Example | DataError]]:
+    """Yield where each row stands, and the row as an Example, or the DataError that says why it cannot be one.
+
+    One row is held at a time (JSON, not JSON Lines, is held as a whole), so a file may be larger than the memory.
+    Arguments as in `read_any`. Raises DataError where nothing more can be read, as in a file that was cut short.
+    """
+    source = recognise(source, format, columns)
+    for where, record in source.records():
+        try:
+            yield where, record if isinstance(record, DataError) else _example(record, where, source)
+        except DataError as error:
+            yield where, error
+
+
+def read_any(source: Readable, format: str | None = None, columns: Mapping[str, str] | None = None) -> list[Example]:
+    """Read questions and answers from any common format, which `recognise` finds out and can say.
+
+    source: a file (JSON Lines, JSON, CSV, TSV, Parquet; .gz or not), a Markdown file or folder of them, a name on the hub
+    such as owner/name, a `datasets.Dataset` or a list of dicts. format, columns: as in `recognise`, where it needs help.
+    A conversation becomes one row with all its turns: question and answer are its last ones. A Markdown section becomes one
+    row as well: its text as the answer to its headings, for further pretraining or for making questions from.
+
+    Raises DataError, with file, line, field and remedy, at the first line that cannot be used. Blank lines are skipped.
+    """
+    examples, refused = sift(source, format, columns, most=1)
+    if refused:
+        raise refused[0]
+    return examples
+
+
+def sift(
+    source: Readable, format: str | None = None, columns: Mapping[str, str] | None = None, most: float = inf
+) -> tuple[list[Example], list[DataError]]:
+    """Read the rows that can be used, and beside them the reasons why others cannot; stop at so many of these at most."""
+    source = recognise(source, format, columns)
+    examples: list[Example] = []
+    refused: list[DataError] = []
+    for _, row in rows(source):
+        if isinstance(row, DataError):
+            refused.append(row)
+        else:
+            examples.append(row)
+        if len(refused) >= most:
+            break
+    if not examples and not refused:
+        raise DataError(f"{source.name}: the file holds no rows. Each line needs a question and an answer.")
+    return examples, refused
+
+
+def write_as(path: str | Path, examples: Iterable[Example], layout: str) -> None:
+    """Write what is said as JSON Lines of a layout, one of `layouts.LAYOUTS` such as "messages"; `read_any` takes it back.
+
+    Until all are written, an older file stays as it is. Raises DataError for a conversation where the layout holds but a
+    question and an answer.
+    """
+    own = layout == "question_answer"
+    write_lines(path, (example.row if own else _arranged(example.turns, layout) for example in examples))
+
+
+def _arranged(turns: Sequence[Message], layout: str) -> dict:
+    """Make a conversation one row of a layout, as `read_any` takes it back. Raises DataError where a layout cannot hold it."""
+    if layout == "messages":
+        return {"messages": [turn.row for turn in turns]}
+    if layout == "sharegpt":
+        speakers = {"user": "human", "assistant": "gpt"}
+        rows = [{"from": speakers.get(turn.role, turn.role), "value": turn.content, **turn.row} for turn in turns]
+        return {"conversations": [{k: v for k, v in row.items() if k not in ("role", "content")} for row in rows]}
+    if len(turns) > 2:
+        raise DataError(f"{turns[0].content[:60]!r}: {layout} holds one question and one answer. Write it as messages.")
+    return dict(zip(LAYOUTS[layout], (turn.content for turn in turns), strict=True))
+
+
+def to_dataset(examples: Iterable[Example]) -> "Dataset":
+    """Make examples a `datasets.Dataset`, which `read_any` takes back."""
+    from datasets import Dataset, Features, List, Value
+
+    text, texts = Value("string"), List(Value("string"))
+    turns = List({name: Value("int64") if name == "weight" else text for name in Message.__dataclass_fields__})
+    features = dict.fromkeys(("question", "answer", "id", "kind"), text)
+    features |= {"facts": texts, "values": texts, "history": turns, "steps": turns}
+    rows = [asdict(example) for example in examples]
+    return Dataset.from_list([{name: row[name] for name in features} for row in rows], features=Features(features))
