@@ -1,6 +1,5 @@
 """Generation: many greedy answers at once, whenever they are asked for, or one as it is written."""
 
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -8,14 +7,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from transformers import DynamicCache
 
-from helpers.attention import prefix_attention
-from helpers.machine.probe import context_window
+from helpers.machine import decoding
+from helpers.machine.kernels import prefix_attention
+from helpers.machine.probe import check_room
 from helpers.machine.progress import Bar, bar_if_long
-from helpers.reading import can_share, read, read_alone, way_to_answer
-from helpers.tokenization import dress, prompt_ids
+from helpers.text.templates import answer_text, dress, end_ids
+from helpers.tokenization import prompt_ids
 
 
 @dataclass(eq=False)
@@ -32,11 +31,6 @@ class Answer:
         """Count the tokens of prompt and answer."""
         return len(self.prompt) + len(self.tokens)
 
-    @property
-    def most(self) -> int:
-        """Number of tokens that prompt and answer can come to."""
-        return len(self.prompt) + self.max_new_tokens
-
 
 class Decoder:
     """Writes many greedy answers at once, a token a step. Prompts join and answers leave at any step.
@@ -46,13 +40,7 @@ class Decoder:
     """
 
     def __init__(
-        self,
-        model,
-        tokenizer,
-        rows: int = 32,
-        prompt_tokens: int = 2048,
-        cache_tokens: int = 32768,
-        prefix: Sequence[int] = (),
+        self, model, tokenizer, rows: int = 32, prompt_tokens: int = 2048, cache_tokens: int = 32768, prefix: Sequence[int] = ()
     ):
         """Write at most `rows` answers at once.
 
@@ -61,50 +49,29 @@ class Decoder:
         """
         self.model, self.tokenizer, self.rows = model, tokenizer, rows
         self.prompt_tokens, self.cache_tokens = prompt_tokens, cache_tokens
-        configured, around = model.generation_config.eos_token_id, dress(tokenizer)
-        configured = configured if isinstance(configured, list) else [configured]
-        end = tokenizer.convert_tokens_to_ids(around.end) if around.end else None
-        self.stop = {*configured, tokenizer.eos_token_id, end}  # the tokens that end an answer
-        self.header = around.header.strip()  # what the model writes before it
+        self.stop = set(end_ids(tokenizer, model.generation_config.eos_token_id))  # the tokens that end an answer
+        self.header = dress(tokenizer).header.strip()  # what the model writes before it
         self.waiting: deque[Answer] = deque()
         self.running: list[Answer] = []  # the rows of the batch
         self.cache = DynamicCache()  # their keys and values: [rows, heads, width, dimension] in each layer
-        self.prefix, self.prefix_cache = list(prefix), DynamicCache()  # [1, heads, length, dimension]
+        self.prefix = list(prefix)
+        self.prefix_cache: DynamicCache | None = None  # what was read of it: [1, heads, length, dimension] in each layer
 
     @cached_property
     def way(self) -> str:
         """How the model can write answers, see `way_to_answer`: found out when the first one is wanted."""
-        return way_to_answer(self.model)
+        return decoding.way_to_answer(self.model)
 
     def add(self, prompt: list[int], max_new_tokens: int) -> Answer:
         """Queue a prompt. Raises ValueError when it leaves no room for the answer in the model's context window."""
-        window = context_window(self.model)
-        answer, length = Answer(prompt, max_new_tokens), len(self.prefix) + len(prompt)
-        if window and length + max_new_tokens > window:
-            raise ValueError(
-                f"A prompt of {length} tokens and an answer of {max_new_tokens} do not fit into the model's window of "
-                f"{window} tokens. Shorten the prompt or ask for fewer new tokens."
-            )
+        check_room(self.model, len(self.prefix) + len(prompt), max_new_tokens)
+        answer = Answer(prompt, max_new_tokens)
         self.waiting.append(answer)
         return answer
 
     def text(self, answer: Answer) -> str:
-        """Write out what an answer says so far: without marks, and without the header that the template has before it.
-
-        What a model writes before the header, such as thoughts, is no part of its answer. One that never writes it is taken
-        at its word, once it has ended.
-        """
-        start = 0
-        if self.header:
-            start = bisect_left(range(len(answer.tokens) + 1), True, key=lambda n: self._headed(answer.tokens[:n]))
-            if start > len(answer.tokens):
-                start = 0 if answer.finish else len(answer.tokens)
-        text = self.tokenizer.decode(answer.tokens[start:], skip_special_tokens=True)
-        return text.lstrip() if start else text.lstrip(" ")  # the space that words begin with; line breaks are the model's own
-
-    def _headed(self, tokens: list[int]) -> bool:
-        """Tell whether the header stands in what was written."""
-        return self.header in self.tokenizer.decode(tokens, skip_special_tokens=False)
+        """Write out what an answer says so far, see `answer_text`."""
+        return answer_text(self.tokenizer, answer.tokens, self.header, ended=answer.finish is not None)
 
     @property
     def free(self) -> int:
@@ -116,15 +83,14 @@ class Decoder:
         """Let waiting prompts join, and give each running answer one more token."""
         if self.way != "together":
             return self._step_alone()
-        if self.prefix and not self.prefix_cache.get_seq_length():
-            ids = torch.tensor([self.prefix], device=self.model.device)
-            self.model(input_ids=ids, past_key_values=self.prefix_cache, use_cache=True, logits_to_keep=1)
+        if self.prefix and self.prefix_cache is None:
+            self.prefix_cache = decoding.read_prefix(self.model, self.prefix)
         with prefix_attention(self.model) if self.prefix else nullcontext():
             self._join()
             self._drop()
             if self.running:
-                ids = torch.tensor([[answer.tokens[-1]] for answer in self.running], device=self.model.device)
-                self._write(self.running, ids, self.cache)
+                newest, lengths = [answer.tokens[-1:] for answer in self.running], list(map(len, self.running))
+                self._write(self.running, decoding.next_logits(self.model, newest, lengths, self.cache, self.prefix_cache))
                 self._drop()
 
     def _step_alone(self) -> None:
@@ -134,8 +100,8 @@ class Decoder:
         for answer in [answer for answer in self.running if answer.finish is None]:
             keep = self.way == "alone"
             new = answer.tokens[-1:] if keep and answer.tokens else answer.prompt + answer.tokens
-            logits, answer.cache = read_alone(self.model, new, answer.cache, len(answer) - len(new), keep)
-            self._append([answer], logits)
+            logits, answer.cache = decoding.next_logits_alone(self.model, new, answer.cache, len(answer) - len(new), keep)
+            self._write([answer], logits)
         self.running = [answer for answer in self.running if answer.finish is None]
 
     def _join(self) -> None:
@@ -144,7 +110,8 @@ class Decoder:
         while self.waiting and len(self.running) + len(new) < self.rows:
             read, batch = [*new, self.waiting[0]], [*self.running, *new, self.waiting[0]]
             slow = len(new) > 0 and len(read) * max(map(len, read)) > self.prompt_tokens
-            large = len(batch) > 1 and len(batch) * max(answer.most for answer in batch) > self.cache_tokens
+            width = max(len(answer.prompt) + answer.max_new_tokens for answer in batch)  # what it can come to
+            large = len(batch) > 1 and len(batch) * width > self.cache_tokens
             if slow or large:
                 break
             answer = self.waiting.popleft()
@@ -152,23 +119,11 @@ class Decoder:
                 new.append(answer)
         if not new:
             return
-        longest, padding, cache = max(map(len, new)), self.tokenizer.pad_token_id, DynamicCache()
-        ids = [[padding] * (longest - len(answer)) + answer.prompt for answer in new]
-        self._write(new, torch.tensor(ids, device=self.model.device), cache)
-        width = max(longest, self.cache.get_seq_length())
-        for old, added in zip(self.cache.layers, cache.layers, strict=False):
-            added.keys, added.values = (
-                torch.cat([F.pad(part, (0, 0, width - part.shape[2], 0)) for part in parts])
-                for parts in ((old.keys, added.keys), (old.values, added.values))
-            )
-        self.running, self.cache = self.running + new, cache
+        prompts, lengths, cache = [answer.prompt for answer in new], list(map(len, new)), DynamicCache()
+        self._write(new, decoding.next_logits(self.model, prompts, lengths, cache, self.prefix_cache))
+        self.running, self.cache = self.running + new, decoding.append_rows(self.cache, cache)
 
-    def _write(self, answers: list[Answer], ids: torch.Tensor, cache: DynamicCache) -> None:
-        """Read `ids` [B, N], the newest tokens of B answers, padded on the left; append the likeliest next token to each."""
-        logits = read(self.model, ids, list(map(len, answers)), cache, self.prefix_cache if self.prefix else None)
-        self._append(answers, logits)
-
-    def _append(self, answers: list[Answer], logits: torch.Tensor) -> None:
+    def _write(self, answers: list[Answer], logits: torch.Tensor) -> None:
         """Append the likeliest next token to each answer, given logits [B, vocabulary], or end it."""
         best = logits.argmax(dim=-1)
         if logits.gather(-1, best[:, None]).isnan().any():  # the likeliest, where there is any
@@ -187,19 +142,8 @@ class Decoder:
         if len(rows) == len(self.running):
             return
         self.running = [self.running[row] for row in rows]
-        width = max(map(len, self.running), default=0) - 1  # the newest token of a row has not been read yet
-        for layer in self.cache.layers:
-            layer.keys, layer.values = layer.keys[rows, :, -width:], layer.values[rows, :, -width:]
-        if not rows:
-            self.cache = DynamicCache()
-
-
-def shared_beginning(prompts: Sequence[list[int]], worthwhile: int = 64) -> list[int]:
-    """Find the tokens that all prompts begin with, if they are many; at least one token is left to each prompt."""
-    first, last = min(prompts, default=[]), max(prompts, default=[])  # in the order of a dictionary
-    length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
-    length = min(length, len(first) - 1)
-    return first[:length] if len(prompts) > 1 and length >= worthwhile else []
+        width = max(map(len, self.running), default=1) - 1  # the newest token of a row has not been read yet
+        self.cache = decoding.keep_rows(self.cache, rows, width)
 
 
 def generate(
@@ -218,9 +162,7 @@ def generate(
     What all prompts begin with, such as a handbook or examples, is read once for all of them.
     """
     prompts = [prompt_ids(tokenizer, question) for question in questions]
-    prefix = shared_beginning(prompts)
-    if prefix and not can_share(model, max(map(len, prompts)) + max_new_tokens):
-        prefix = []
+    prefix = decoding.prefix_to_share(model, prompts, max_new_tokens)
     prompts, answers = [prompt[len(prefix) :] for prompt in prompts], {}
     decoder = Decoder(model, tokenizer, batch_size, prefix=prefix)
     # those of like length together, as they pad each other little; the longest first, so that one too long is told at once

@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 
-from helpers.attention import batch_logits, flat_attention, is_flat, other_attention
+from helpers.attention import batch_logits, flat_attention, is_flat
 from helpers.hardware.estimate import layers_of, training_flops
 from helpers.machine import checkpoint
+from helpers.machine.kernels import other_attention
 from helpers.machine.probe import context_window
 from helpers.machine.process import PeakMemory, explain_lack_of_memory, keep_freed_memory, processes, stop_between_steps
 from helpers.machine.progress import Bar

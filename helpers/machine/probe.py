@@ -1,14 +1,12 @@
-"""Trial: what is known of a model only when it is tried on a few tokens, and how far it reads."""
+"""Probe: what is known of a model only when it is tried on a few tokens, and how far it reads."""
 
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
-
-from helpers.tokenization import Row
 
 Found = TypeVar("Found")
 
@@ -34,7 +32,17 @@ def context_window(model) -> int | None:
     return min((size for size in sizes if size), default=None)
 
 
-def trial_rows(model) -> list[Row]:
+def check_room(model, length: int, max_new_tokens: int) -> None:
+    """Raise ValueError when a prompt of so many tokens leaves no room for its answer in the model's context window."""
+    window = context_window(model)
+    if window and length + max_new_tokens > window:
+        raise ValueError(
+            f"A prompt of {length} tokens and an answer of {max_new_tokens} do not fit into the model's window of "
+            f"{window} tokens. Shorten the prompt or ask for fewer new tokens."
+        )
+
+
+def trial_rows(model) -> list[list[int]]:
     """Draw rows of random tokens to try a model on, without touching the random numbers of others.
 
     One is longer than the model's window, where that takes but some tenths of a second.
@@ -43,7 +51,12 @@ def trial_rows(model) -> list[Row]:
     if reach(model) * sum(weight.numel() for weight in model.parameters()) < 3e9:
         lengths.append(int(reach(model)) + 9)
     size = model.get_input_embeddings().weight.shape[0]
-    return [Row(ids, ids) for ids in (torch.randint(size, (length,), generator=draw).tolist() for length in lengths)]
+    return [torch.randint(size, (length,), generator=draw).tolist() for length in lengths]
+
+
+def logits_alone(model, rows: Sequence[list[int]]) -> list[torch.Tensor]:
+    """Read each row as transformers does, alone and without a cache, to hold other ways against: [N, vocabulary] each."""
+    return [model(input_ids=torch.tensor([row], device=model.device), use_cache=False).logits[0] for row in rows]
 
 
 def once(model, question: str, find: Callable[[], Found]) -> Found:
@@ -67,6 +80,19 @@ def agree(found: torch.Tensor, truth: torch.Tensor) -> bool:
     if not math.isfinite(spread):
         return True  # a model whose numbers are none cannot be tried; its loss says so
     return torch.allclose(found.float(), truth.float(), rtol=0, atol=near * spread, equal_nan=True)
+
+
+def first_line(error: Exception) -> str:
+    """Shorten what was raised, whatever it is, to one line that is not empty."""
+    return f"{error}".strip().split("\n")[0][:160] or type(error).__name__
+
+
+def trouble(compute: Callable[[], torch.Tensor], truth: torch.Tensor) -> str:
+    """Try a way to compute logits, and say what is wrong with it; nothing if they are the truth, see `agree`."""
+    try:
+        return "" if agree(compute(), truth) else "its layers do not keep rows apart"
+    except Exception as error:  # whatever stands in the way, another way may be free
+        return first_line(error)
 
 
 def tell(line: str) -> None:

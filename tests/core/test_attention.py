@@ -4,15 +4,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Phi3Config
 
-from helpers.attention import (
-    attention_after_prefix,
-    attention_per_row,
-    flat_attention,
-    reads_flat,
-)
-from helpers.machine.probe import context_window, reach
+from helpers.attention import attention_per_row, flat_attention, reads_flat
+from helpers.machine.decoding import can_share, way_to_answer
 from helpers.models import load_model
-from helpers.reading import can_share, way_to_answer
 from helpers.tokenization import Row, flatten, micro_batches
 from helpers.training import Config, check_rows, token_losses, train
 
@@ -33,12 +27,6 @@ def losses(model, rows=ROWS):
 
 def heads(length=10):
     return [torch.randn(1, heads, length, 8) for heads in (4, 2, 2)]
-
-
-@pytest.mark.parametrize("attention", [attention_per_row, attention_after_prefix])
-def test_what_is_not_known_is_refused(attention):
-    with pytest.raises(NotImplementedError, match="takes position_bias, which ours does not know"):
-        attention(None, *heads(), None, [10], position_bias=torch.zeros(1))
 
 
 def test_a_window_that_no_mask_shows_is_refused():
@@ -72,7 +60,7 @@ def test_dropout_is_on_while_training_and_off_else():
 
 def test_a_model_is_tried_once_and_again_when_its_configuration_changes(capsys, monkeypatch):
     model, tried = small(MistralConfig, sliding_window=6), []
-    monkeypatch.setattr("helpers.attention.trial_rows", lambda model: tried.append(1) or ROWS)
+    monkeypatch.setattr("helpers.attention.trial_rows", lambda model: tried.append(1) or [row.ids for row in ROWS])
     before = torch.get_rng_state()
     model.train()
     assert reads_flat(model) and reads_flat(model) and len(tried) == 1
@@ -138,10 +126,22 @@ def test_the_embedded_model_reads_flat_and_answers_together(fresh):
     assert reads_flat(model) and way_to_answer(model) == "together" and can_share(model, 100)
 
 
-def test_windows_and_stretched_positions_are_known():
-    assert reach(small()) == float("inf") and reach(small(MistralConfig, sliding_window=6)) == 6
+def broken(module, inputs):
+    """A layer that takes no batches, and says nothing."""
+    if len(inputs[0]) > 1:
+        raise AssertionError
+
+
+def test_a_model_that_fails_without_a_word_is_not_taken_for_one_that_fits():
+    model = small()
+    model.model.layers[0].mlp.register_forward_hook(runs_on)
+    model.model.layers[1].mlp.register_forward_pre_hook(broken)
+    with pytest.raises(ValueError, match=r"cannot be used here: .* alone \(AssertionError\)"):
+        reads_flat(model)
+
+
+def test_rows_longer_than_the_window_are_refused():
     rope = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "rope_theta": 1e4}
     long = small(Phi3Config, rope_parameters=rope, original_max_position_embeddings=10, pad_token_id=0)
-    assert context_window(small()) == 64 and context_window(long) == 10
     with pytest.raises(ValueError, match="Row 3 has 12 tokens; this model reads at most 10"):
         check_rows(long, ROWS)

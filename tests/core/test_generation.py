@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from helpers.data import read
-from helpers.generation import Decoder, generate, shared_beginning, stream
+from helpers.generation import Decoder, generate, stream
+from helpers.machine.decoding import shared_beginning
 from helpers.machine.paths import DATA
 from helpers.models import load_model
 from helpers.tokenization import prompt_ids
@@ -98,7 +99,7 @@ HANDBOOK = [{"role": "system", "content": "You work for Tindermoss, a maker of s
 def test_a_shared_beginning_is_read_once_and_changes_no_answer(embedded, monkeypatch):
     asked = [[*HANDBOOK, {"role": "user", "content": question}] for question in QUESTIONS[4:9]]
     once = generate(*embedded, asked, max_new_tokens=12, batch_size=3)
-    monkeypatch.setattr("helpers.generation.shared_beginning", lambda prompts: [])
+    monkeypatch.setattr("helpers.machine.decoding.shared_beginning", lambda prompts: [])
     assert once == generate(*embedded, asked, max_new_tokens=12, batch_size=3)
 
 

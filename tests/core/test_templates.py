@@ -21,7 +21,8 @@ from helpers.models import PLAIN
 from helpers.serving.contract import Chat
 from helpers.serving.engine import Loaded, Question, Refusal
 from helpers.text.messages import Message
-from helpers.tokenization import IGNORED, encode, encode_all, prompt_ids, say_once
+from helpers.text.templates import say_once
+from helpers.tokenization import IGNORED, encode, encode_all, prompt_ids
 from helpers.training import Config, train
 
 MARKS = re.findall(

@@ -1,0 +1,156 @@
+"""Kernels: the arithmetic of attention, and how a model is given another one than its own."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from itertools import accumulate
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface, DynamicCache
+
+# What models hand over besides and changes nothing: what to return, and what the keys and the mask know already.
+HARMLESS = {"position_ids", "use_cache", "layer_past", "output_attentions", "output_hidden_states", "output_router_logits"}
+
+
+def multiplies_in_float16(x: Tensor) -> bool:
+    """Tell whether products of this would be float16, whose largest number is 65504."""
+    kind = x.device.type
+    return (torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype) == torch.float16
+
+
+def scaled(query: Tensor, scaling: float | None) -> tuple[Tensor, float]:
+    """Return the queries and what their products are to be multiplied with; in float16 they are scaled before the product."""
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return (query * scale, 1.0) if multiplies_in_float16(query) else (query, scale)
+
+
+def check_known(others: dict[str, Any]) -> None:
+    """Refuse what a model hands over to its attention and ours does not know: it could change the result."""
+    if odd := sorted(name for name, value in others.items() if value is not None and name not in HARMLESS):
+        raise NotImplementedError(f"its attention takes {', '.join(odd)}, which ours does not know")
+
+
+def shares_of(scores: Tensor, scale: float, hidden: Tensor, softcap: float | None, sinks: Tensor | None) -> Tensor:
+    """Turn scores [B, K, G, N, W] into each token's shares of attention.
+
+    hidden: -inf where a token may not look, else 0.  softcap: bounds the scores smoothly.
+    sinks: [K * G], scores that take their share and give nothing.
+    """
+    scores = scores * scale
+    if softcap:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = scores + hidden
+    if sinks is None:
+        return scores.softmax(dim=-1)
+    sinks = sinks.to(scores.dtype).view(1, *scores.shape[1:3], 1, 1).expand(*scores.shape[:-1], 1)
+    return torch.cat([scores, sinks], dim=-1).softmax(dim=-1)[..., :-1]
+
+
+def causal_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    seen: Tensor | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **others: Any,
+) -> Tensor:
+    """Causal attention of rows of N tokens each: [B, H, N, E].
+
+    query: [B, H, N, D].  key, value: [B, K, N, D], [B, K, N, E] with H a multiple of K.
+    seen: [B, 1, N, N] of bool, what a token may see, or None: all before it.  softcap, s_aux (sinks): see `shares_of`.
+    Up to 512 tokens on a CPU, plain matrix products are some four times as fast as PyTorch's fused attention, which serves
+    all other cases but soft caps and sinks. Raises NotImplementedError at arguments that it does not know.
+    """
+    check_known(others)
+    query, scale = scaled(query, scaling)
+    rows, groups, length = key.shape[:3]
+    if (query.is_cuda or length > 512) and not softcap and s_aux is None:
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=seen, dropout_p=dropout, is_causal=seen is None, scale=scale, enable_gqa=True
+        )
+    q = query.reshape(rows, groups, -1, query.shape[-1])  # the query heads that share a key head stacked
+    scores = (q @ key.transpose(-1, -2)).view(rows, groups, -1, length, length)
+    hidden = torch.full((length, length), -torch.inf, dtype=q.dtype, device=q.device)
+    hidden = hidden.triu(1) if seen is None else hidden.masked_fill(seen[:, :, None], 0)
+    shares = F.dropout(shares_of(scores, scale, hidden, softcap, s_aux), dropout)
+    return (shares.view(rows, groups, -1, length) @ value).view(*query.shape[:3], -1)
+
+
+def squares(mask: Tensor, sizes: list[int]) -> Tensor:
+    """Cut each row's own square out of a mask [N, N] of bool: [rows, 1, longest, longest].
+
+    sizes: tokens of each row, sum N.  Padding sees itself: where nothing is seen, a softmax is not a number.
+    """
+    parts = [mask[end - size : end, end - size : end] for size, end in zip(sizes, accumulate(sizes), strict=True)]
+    padded = [F.pad(part, (0, max(sizes) - len(part)) * 2) for part in parts]
+    return torch.stack(padded)[:, None] | torch.eye(max(sizes), dtype=torch.bool, device=mask.device)
+
+
+def attention_after_prefix(
+    module: Any,  # a layer's attention, whose `layer_idx` says which layer
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    prefix: DynamicCache,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention of rows that all begin with the same prefix, whose keys and values are kept once.
+
+    query: [B, H, N, D].  key, value: [B, K, W, D], [B, K, W, E] with H a multiple of K.  attention_mask: [B, 1, 1, W], 0 at
+    padding.  prefix: a cache with keys and values [1, K, P, D] a layer.  softcap, s_aux: see `shares_of`.  dropout: has no
+    part in answering.  Returns ([B, N, H, E], None). Raises NotImplementedError where it does not fit the model.
+    All rows' queries meet the prefix in one product. Source: Juravsky et al. 2024, Hydragen, https://arxiv.org/abs/2402.05099
+    """
+    check_known(others)
+    layer: Any = prefix.layers[module.layer_idx]
+    far, far_values = layer.keys[0], layer.values[0]
+    query, scale = scaled(query, scaling)
+    rows, groups, width, dim = key.shape
+    new, length = query.shape[2], far.shape[1]
+    if sliding_window and sliding_window < length + width:
+        raise NotImplementedError("its window does not reach back to the beginning that the rows share")
+    q = query.reshape(rows, groups, -1, dim)  # the query heads that share a key head stacked
+    near_scores = q @ key.transpose(-1, -2)
+    together = q.transpose(0, 1).reshape(groups, -1, dim)  # the queries of all rows stacked
+    far_scores = (together @ far.transpose(-1, -2)).view(groups, rows, -1, length).transpose(0, 1)
+    scores = torch.cat([far_scores, near_scores], dim=-1).view(rows, groups, -1, new, length + width)
+    seen = torch.ones(new, width, dtype=torch.bool, device=q.device).tril(width - new) & attention_mask.bool()
+    hidden = torch.zeros(seen.shape, dtype=q.dtype, device=q.device).masked_fill(~seen, -torch.inf)
+    hidden = F.pad(hidden, (length, 0))[:, :, None]  # the whole prefix is seen
+    shares = shares_of(scores, scale, hidden, softcap, s_aux).view(rows, groups, -1, length + width)
+    far_shares = shares[..., :length].transpose(0, 1).reshape(groups, -1, length)
+    far_out = (far_shares @ far_values).view(groups, rows, -1, value.shape[-1]).transpose(0, 1)
+    out = far_out + shares[..., length:] @ value
+    return out.reshape(*query.shape[:3], -1).transpose(1, 2), None
+
+
+AttentionInterface.register("after_prefix", attention_after_prefix)
+
+
+@contextmanager
+def other_attention(model, name: str) -> Iterator[None]:
+    """Let the model use the attention of this name for a while. Raises NotImplementedError when it cannot use another."""
+    usual = model.config._attn_implementation
+    if name != usual and not model._can_set_attn_implementation():
+        raise NotImplementedError("its attention cannot be replaced")
+    model.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(usual)
+
+
+def prefix_attention(model) -> AbstractContextManager[None]:
+    """Let the model read rows after a prefix that they share; its own attention comes back afterwards."""
+    return other_attention(model, "after_prefix")

@@ -1,0 +1,47 @@
+"""The arithmetic of attention."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from helpers.attention import attention_per_row
+from helpers.machine.kernels import attention_after_prefix, causal_attention, shares_of, squares
+
+
+def heads(length, rows=1, kind=torch.float32):
+    """Queries of four heads, keys and values of two."""
+    torch.manual_seed(0)
+    return [torch.randn(rows, heads, length, 8, dtype=kind) for heads in (4, 2, 2)]
+
+
+@pytest.mark.parametrize("attention", [attention_per_row, attention_after_prefix])
+def test_what_is_not_known_is_refused(attention):
+    with pytest.raises(NotImplementedError, match="takes position_bias, which ours does not know"):
+        attention(None, *heads(10), None, [10], position_bias=torch.zeros(1))
+
+
+@pytest.mark.parametrize("scaling", [None, 0.1])
+def test_products_are_pytorchs_attention(scaling):
+    q, k, v = heads(10, rows=3)
+    fused = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
+    assert torch.allclose(causal_attention(q, k, v, scaling=scaling), fused, atol=1e-6)
+    seen = squares(torch.ones(30, 30).tril().triu(-3).bool(), [10, 10, 10])  # a window of four tokens
+    fused = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scaling, enable_gqa=True)
+    assert torch.allclose(causal_attention(q, k, v, seen, scaling=scaling), fused, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16])
+def test_sinks_that_take_nothing_change_nothing_in_any_precision(kind):
+    """A score of minus infinity has no share; the others' are the same to the bit, with it and without."""
+    torch.manual_seed(0)
+    scores, hidden = torch.randn(2, 2, 3, 5, 5, dtype=kind) * 9, torch.full((5, 5), -torch.inf, dtype=kind).triu(1)
+    without = shares_of(scores, 0.5, hidden, None, None)
+    assert without.dtype == kind and torch.equal(shares_of(scores, 0.5, hidden, None, torch.full((6,), -torch.inf)), without)
+    assert (shares_of(scores, 0.5, hidden, None, torch.zeros(6)).sum(-1) < without.sum(-1)).all()
+
+
+def test_each_row_has_its_own_square_of_a_mask():
+    cut = squares(torch.ones(5, 5).tril().bool(), [2, 3])
+    assert cut.shape == (2, 1, 3, 3)
+    assert cut[0, 0].int().tolist() == [[1, 0, 0], [1, 1, 0], [0, 0, 1]]  # padding sees itself
+    assert cut[1, 0].int().tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
