@@ -24,6 +24,12 @@ def multiplies_in_float16(x: torch.Tensor) -> bool:
     return (torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype) == torch.float16
 
 
+def scaled(query: torch.Tensor, scaling: float | None) -> tuple[torch.Tensor, float]:
+    """Return the queries and what their products are to be multiplied with; in float16 they are scaled before the product."""
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return (query * scale, 1.0) if multiplies_in_float16(query) else (query, scale)
+
+
 def check_known(others: dict) -> None:
     """Refuse what a model hands over to its attention and ours does not know: it could change the result."""
     if odd := sorted(name for name, value in others.items() if value is not None and name not in HARMLESS):
@@ -40,10 +46,10 @@ def shares_of(scores, scale: float, hidden, softcap: float | None = None, sinks=
     if softcap:
         scores = torch.tanh(scores / softcap) * softcap
     scores = scores + hidden
-    if sinks is not None:
-        sinks = sinks.to(scores.dtype).view(1, *scores.shape[1:3], 1, 1).expand(*scores.shape[:-1], 1)
-        return torch.cat([scores, sinks], dim=-1).softmax(dim=-1, dtype=torch.float32)[..., :-1].to(scores.dtype)
-    return scores.softmax(dim=-1)
+    if sinks is None:
+        return scores.softmax(dim=-1)
+    sinks = sinks.to(scores.dtype).view(1, *scores.shape[1:3], 1, 1).expand(*scores.shape[:-1], 1)
+    return torch.cat([scores, sinks], dim=-1).softmax(dim=-1)[..., :-1]
 
 
 def attention_per_row(
@@ -75,9 +81,7 @@ def attention_per_row(
         raise NotImplementedError("its attention does not hear where rows end")
     if attention_mask is None and sliding_window and sliding_window < max(lengths):
         raise NotImplementedError("its mask does not show its window")
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if multiplies_in_float16(query):
-        query, scale = query * scale, 1.0  # scaled before the product, which could be too large
+    query, scale = scaled(query, scaling)
     outputs, start = [], 0
     for _, alike in groupby(lengths, key=int.bit_length):  # lengths between the same two powers of two
         sizes = list(alike)
@@ -143,9 +147,7 @@ def attention_after_prefix(
     """
     check_known(others)
     far, far_values = (part[0] for part in (prefix.layers[module.layer_idx].keys, prefix.layers[module.layer_idx].values))
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if multiplies_in_float16(query):
-        query, scale = query * scale, 1.0  # scaled before the product, which could be too large
+    query, scale = scaled(query, scaling)
     rows, groups, width, dim = key.shape
     new, length = query.shape[2], far.shape[1]
     if sliding_window and sliding_window < length + width:
