@@ -14,8 +14,8 @@ from transformers import DynamicCache
 from helpers.attention import prefix_attention
 from helpers.progress import Bar, bar_if_long
 from helpers.reading import can_share, read, read_alone, way_to_answer
-from helpers.tokenization import dress, prompt_ids
-from helpers.trial import context_window
+from helpers.tokenization import dress, end_ids, prompt_ids
+from helpers.trial import check_ids, context_window
 
 
 @dataclass(eq=False)
@@ -61,11 +61,8 @@ class Decoder:
         """
         self.model, self.tokenizer, self.rows = model, tokenizer, rows
         self.prompt_tokens, self.cache_tokens = prompt_tokens, cache_tokens
-        configured, around = model.generation_config.eos_token_id, dress(tokenizer)
-        configured = configured if isinstance(configured, list) else [configured]
-        end = tokenizer.convert_tokens_to_ids(around.end) if around.end else None
-        self.stop = {*configured, tokenizer.eos_token_id, end}  # the tokens that end an answer
-        self.header = around.header.strip()  # what the model writes before it
+        self.stop = set(end_ids(tokenizer, model.generation_config.eos_token_id))  # the tokens that end an answer
+        self.header = dress(tokenizer).header.strip()  # what the model writes before it
         self.waiting: deque[Answer] = deque()
         self.running: list[Answer] = []  # the rows of the batch
         self.cache = DynamicCache()  # their keys and values: [rows, heads, width, dimension] in each layer
@@ -77,7 +74,8 @@ class Decoder:
         return way_to_answer(self.model)
 
     def add(self, prompt: list[int], max_new_tokens: int) -> Answer:
-        """Queue a prompt. Raises ValueError when it leaves no room for the answer in the model's context window."""
+        """Queue a prompt. Raises ValueError when the model has no embedding for a token of it, or no room for the answer."""
+        check_ids(self.model, prompt, "The prompt")
         window = context_window(self.model)
         answer, length = Answer(prompt, max_new_tokens), len(self.prefix) + len(prompt)
         if window and length + max_new_tokens > window:

@@ -127,6 +127,14 @@ def dress(tokenizer) -> Dress:
     return Dress(header if whole.startswith(prompt) else "", next(iter(_added(tokenizer, rest)), ""))
 
 
+def end_ids(tokenizer, configured: int | Sequence[int] | None = None) -> list[int]:
+    """List the tokens that end an answer: the model's configured ones, the tokenizer's, and the chat template's."""
+    end = dress(tokenizer).end
+    ids = [*(configured if isinstance(configured, Sequence) else [configured]), tokenizer.eos_token_id]
+    ids.append(tokenizer.convert_tokens_to_ids(end) if end else None)
+    return list(dict.fromkeys(id for id in ids if id is not None))
+
+
 def _answer_ids(tokenizer, messages: Sequence[dict], around: Dress) -> tuple[list[int], list[int]]:
     """Encode a conversation that ends in an answer: what the model reads before it, and what it has to write."""
     prompt, whole = render(tokenizer, messages[:-1]), render(tokenizer, messages, asking=False)

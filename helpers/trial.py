@@ -3,7 +3,7 @@
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -32,6 +32,16 @@ def context_window(model) -> int | None:
     sizes = [getattr(config, "max_position_embeddings", None)]
     sizes += [r.get("original_max_position_embeddings") for r in ropes if r.get("rope_type") in ("longrope", "dynamic")]
     return min((size for size in sizes if size), default=None)
+
+
+def check_ids(model, ids: Sequence[int], name: str) -> None:
+    """Refuse token ids that the model's embedding has no row for. Raises ValueError, which calls what has them by `name`."""
+    size = model.get_input_embeddings().weight.shape[0]
+    if odd := [id for id in (min(ids, default=0), max(ids, default=0)) if not 0 <= id < size]:
+        raise ValueError(
+            f"{name} has the token {odd[-1]}, and this model's embedding has rows for 0 to {size - 1} only. Encode it with the "
+            "model's own tokenizer; for tokens that you added to it, call model.resize_token_embeddings(len(tokenizer)) first."
+        )
 
 
 def trial_rows(model) -> list[Row]:
