@@ -21,7 +21,8 @@ from helpers.models import EMBEDDED, find_model, load_model
 from helpers.output import replace_folder
 
 LINEAR = ("Linear", "Conv1D", "FalconLinear")  # classes that map [..., in] to [..., out] and nothing else, as routers do
-BYPASSED = ("x_proj", "dt_proj", "out_proj")  # of a state-space layer, which reads their weights and does not call them
+# Of layers with these fields: linear ones whose weights are read, or scaled (RWKV), past the layer itself.
+BYPASSED = {("A_log", "D"): ("x_proj", "dt_proj", "out_proj"), ("time_mix_key",): ("attention.output", "feed_forward.value")}
 EXPERTS = {"gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}  # names that PEFT takes for experts' own
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # what PEFT puts before the name of a module
@@ -237,8 +238,11 @@ def _linear(model: nn.Module) -> dict[str, nn.Module]:
     parent: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         parent[name] = module
-        above, _, last = name.rpartition(".")
-        bypassed = last in BYPASSED and hasattr(parent.get(above), "A_log") and hasattr(parent.get(above), "D")
+        above = name.rpartition(".")[0]
+        bypassed = any(
+            all(hasattr(parent.get(above), field) for field in fields) and f".{name}".endswith(tuple(f".{end}" for end in ends))
+            for fields, ends in BYPASSED.items()
+        )
         if isinstance(module, LoRALinear):
             found[name] = module.base
         elif type(module).__name__ in LINEAR and not bypassed and not isinstance(parent.get(above), LoRALinear):

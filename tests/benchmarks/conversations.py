@@ -50,7 +50,7 @@ def seconds_of(look, *inputs) -> float:
 def main() -> None:
     """Measure, print, save."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--epochs", type=int, default=12)
+    options.add_argument("--epochs", type=int, default=20)
     args = options.parse_args()
     made, figures = conversations(), {}
     questions = [example.history[0].content for example in made]
