@@ -36,10 +36,11 @@ lint: $(VENV)/.tests-installed  ## mend format and simple faults
 update: install  ## for maintainers: run the course in full and put its outputs into notebooks/
 	$(BIN)/python -m helpers run --out build --update
 
-bench: $(VENV)/.bench-installed  ## measure our loop against Trainer and TRL, and the server, into build/benchmarks
+bench: $(VENV)/.bench-installed  ## measure our loop against Trainer and TRL, the server, and what conversations teach, into build/benchmarks
 	$(BIN)/python tests/benchmarks/training.py
 	$(BIN)/python tests/benchmarks/generation.py
 	$(BIN)/python tests/benchmarks/server.py
+	$(BIN)/python tests/benchmarks/conversations.py
 
 gpu:  ## check and measure on an NVIDIA GPU with the Python that is given, in 8 minutes, into build/gpu. Installs nothing
 	$(PYTHON) tests/gpu/run.py --out build/gpu

@@ -164,7 +164,8 @@ def train(args: argparse.Namespace) -> int:
     rows, held_rows = (encode_all(tokenizer, part, window, args.answers) for part in (examples, held_out))
     if first:
         there = sum(path.stat().st_size for path in checkpoints.glob("*.pt"))
-        needed = checkpoint.disk_needed(model, planned_steps(len(rows), config), args.checkpoint_every) - there
+        written, steps = precision(args.dtype) or saved_precision(model), planned_steps(len(rows), config)
+        needed = checkpoint.disk_needed(model, steps, args.checkpoint_every, written) - there
         check_disk(args.output, needed, "the model with its checkpoints (--checkpoint-every 0: none)")
     history = train(model, rows, config, held_rows, on_step=log, folder=checkpoints if args.checkpoint_every else None)
     if state.num_processes > 1:  # the weights may be cut into shares: put them together in a model of one piece

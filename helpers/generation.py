@@ -11,7 +11,7 @@ from transformers import DynamicCache
 
 from helpers.machine import decoding
 from helpers.machine.kernels import prefix_attention
-from helpers.machine.probe import check_room
+from helpers.machine.probe import check_ids, check_room
 from helpers.machine.progress import Bar, bar_if_long
 from helpers.text.templates import answer_text, dress, end_ids
 from helpers.tokenization import prompt_ids
@@ -63,7 +63,8 @@ class Decoder:
         return decoding.way_to_answer(self.model)
 
     def add(self, prompt: list[int], max_new_tokens: int) -> Answer:
-        """Queue a prompt. Raises ValueError when it leaves no room for the answer in the model's context window."""
+        """Queue a prompt. Raises ValueError when the model has no embedding for a token of it, or no room for the answer."""
+        check_ids(self.model, prompt, "The prompt")
         check_room(self.model, len(self.prefix) + len(prompt), max_new_tokens)
         answer = Answer(prompt, max_new_tokens)
         self.waiting.append(answer)

@@ -21,7 +21,8 @@ from helpers.machine.loading import ModelError
 from helpers.models import EMBEDDED, find_model, load_model
 
 LINEAR = ("Linear", "Conv1D", "FalconLinear")  # classes that map [..., in] to [..., out] and nothing else, as routers do
-BYPASSED = ("x_proj", "dt_proj", "out_proj")  # of a state-space layer, which reads their weights and does not call them
+# Of layers with these fields: linear ones whose weights are read, or scaled (RWKV), past the layer itself.
+BYPASSED = {("A_log", "D"): ("x_proj", "dt_proj", "out_proj"), ("time_mix_key",): ("attention.output", "feed_forward.value")}
 EXPERTS = {"gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}  # names that PEFT takes for experts' own
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # what PEFT puts before the name of a module
@@ -48,7 +49,7 @@ class LoRALinear(nn.Module):
         super().__init__()
         self.base, self.scale, self.enabled = base.requires_grad_(False), scale, True
         options = {"bias": False, "device": base.weight.device, "dtype": torch.float32}
-        inside, outside = _sizes(base)
+        inside, outside = sizes(base)
         self.lora_A = nn.Linear(inside, rank, **options)
         self.lora_B = nn.Linear(rank, outside, **options)
         nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))
@@ -73,7 +74,7 @@ def _transposed(base: nn.Module) -> bool:
     return type(base).__name__ == "Conv1D"
 
 
-def _sizes(base: nn.Module) -> tuple[int, int]:
+def sizes(base: nn.Module) -> tuple[int, int]:
     """Look up what a linear layer maps from and to: (in, out)."""
     first, second = base.weight.shape
     return (first, second) if _transposed(base) else (second, first)
@@ -116,6 +117,8 @@ def add(model: nn.Module, rank: int = 16, alpha: float = 32.0, targets: Sequence
     if rank < 1:
         raise ValueError(f"rank is {rank}; it has to be at least 1.")
     linear, chosen = _linear(model), targets_of(model) if targets is None else _chosen(model, targets)
+    if not chosen:
+        raise ValueError("No layer of this model fits an adapter, as none is a plain linear one. Train it without: no rank.")
     torch.manual_seed(seed)
     model.requires_grad_(False)
     for name in chosen:
@@ -235,8 +238,11 @@ def _linear(model: nn.Module) -> dict[str, nn.Module]:
     parent: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         parent[name] = module
-        above, _, last = name.rpartition(".")
-        bypassed = last in BYPASSED and hasattr(parent.get(above), "A_log") and hasattr(parent.get(above), "D")
+        above = name.rpartition(".")[0]
+        bypassed = any(
+            all(hasattr(parent.get(above), field) for field in fields) and f".{name}".endswith(tuple(f".{end}" for end in ends))
+            for fields, ends in BYPASSED.items()
+        )
         if isinstance(module, LoRALinear):
             found[name] = module.base
         elif type(module).__name__ in LINEAR and not bypassed and not isinstance(parent.get(above), LoRALinear):
@@ -306,7 +312,7 @@ def load(model: nn.Module, folder: str | Path) -> None:
     for name in sorted({key.removeprefix(PREFIX).rsplit(".", 2)[0] for key in tensors}):
         a, b = (tensors.get(f"{PREFIX}{name}.{part}.weight") for part in ("lora_A", "lora_B"))
         base = linear.get(name)
-        if base is None or a is None or b is None or (a.shape[1], b.shape[0]) != _sizes(base):
+        if base is None or a is None or b is None or (a.shape[1], b.shape[0]) != sizes(base):
             raise ModelError(f"{folder}: its {name} does not fit this model. Load the model it was trained on.")
         rank = _of_layer(config.get("rank_pattern"), name, config["r"])
         alpha = _of_layer(config.get("alpha_pattern"), name, config["lora_alpha"])

@@ -12,6 +12,7 @@ from helpers.machine.files import replace_folder
 from helpers.machine.loading import ModelError, load_folder, no_bars
 from helpers.machine.packaged import PACKAGED, converted, stand_in, without_hub
 from helpers.machine.progress import Bar
+from helpers.text.templates import end_ids
 
 EMBEDDED = "embedded"
 # For tokenizers that come without a template, as those of base models do. A document begins with its first token, where
@@ -148,6 +149,7 @@ def saved_precision(model) -> torch.dtype:
 def save_model(model, tokenizer, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
     """Save model and tokenizer as a folder that `load_model` and plain transformers load; return the folder.
 
+    Its generation_config.json names every token that ends an answer, see `end_ids`, for programs that know no chat template.
     dtype: the precision to write; left out, that of `saved_precision`, so that a model is as large as it came. Weights that
     came in bfloat16 are trained in float32 and rounded once, here; torch.float32 keeps all they learnt, in twice the space.
     """
@@ -160,7 +162,12 @@ def save_model(model, tokenizer, folder: str | Path, dtype: torch.dtype | None =
     with replace_folder(folder, "config.json") as partial, no_bars():
         model.save_pretrained(partial, state_dict=weights)
         tokenizer.save_pretrained(partial)
-        config = json.loads((partial / "config.json").read_text(encoding="utf-8"))
-        config["dtype"] = str(dtype).removeprefix("torch.")
-        (partial / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        _amend(partial / "config.json", dtype=str(dtype).removeprefix("torch."))
+        _amend(partial / "generation_config.json", eos_token_id=end_ids(tokenizer, model.generation_config.eos_token_id))
     return Path(folder)
+
+
+def _amend(path: Path, **changes: object) -> None:
+    """Change fields of a configuration that transformers wrote."""
+    config = json.loads(path.read_text(encoding="utf-8")) | changes
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

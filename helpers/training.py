@@ -17,11 +17,11 @@ from helpers.attention import batch_logits, flat_attention, is_flat
 from helpers.hardware.estimate import layers_of, training_flops
 from helpers.machine import checkpoint
 from helpers.machine.kernels import other_attention
-from helpers.machine.probe import context_window
+from helpers.machine.probe import check_ids, context_window
 from helpers.machine.process import PeakMemory, explain_lack_of_memory, keep_freed_memory, processes, stop_between_steps
 from helpers.machine.progress import Bar
 from helpers.models import frozen_in, pick_dtype
-from helpers.tokenization import Batch, Row, flatten, micro_batches
+from helpers.tokenization import IGNORED, Batch, Row, flatten, micro_batches
 
 SCHEDULES = ("cosine", "linear", "constant")
 
@@ -222,17 +222,23 @@ def take_step(scaler: torch.amp.GradScaler, optimizer) -> bool:
     return scaler.get_scale() < scale
 
 
-def check_rows(model, rows: Sequence[Row]) -> None:
-    """Refuse rows that cannot be learnt from: none, none with a label, or one longer than the model can read."""
+def check_rows(model, rows: Sequence[Row], kind: str = "Row") -> None:
+    """Refuse rows that cannot be learnt from: none, none with a label, one longer than the model can read, unknown tokens.
+
+    kind: what a message calls a row.
+    """
     if not any(row.supervised for row in rows):
         raise ValueError("No row has a supervised token, so there is nothing to learn. Check the data and its labels.")
     window = context_window(model)
     longest = max(range(len(rows)), key=lambda i: len(rows[i].ids))
     if window and len(rows[longest].ids) > window:
         raise ValueError(
-            f"Row {longest + 1} has {len(rows[longest].ids)} tokens; this model reads at most {window}. "
+            f"{kind} {longest + 1} has {len(rows[longest].ids)} tokens; this model reads at most {window}. "
             "Shorten it or leave it out."
         )
+    for number, row in enumerate(rows, 1):
+        check_ids(model, row.ids, f"{kind} {number}")
+        check_ids(model, [label for label in row.labels if label != IGNORED], f"{kind} {number}")
 
 
 def train(
@@ -259,6 +265,8 @@ def train(
     """
     config = config or Config()
     check_rows(model, rows)
+    if held_out:
+        check_rows(model, held_out, "Held-out row")
     torch.manual_seed(config.seed)
     accelerator = processes(model.device)
     world = accelerator.num_processes

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from helpers import lora
 from helpers.machine.process import PeakMemory
 from helpers.models import pick_device, pick_dtype
 
@@ -40,7 +41,11 @@ HOLES = {"full": 0.36, "upper": 0.36, "lora": 0.66, "lora4": 0.66}
 
 @dataclass(frozen=True)
 class Shape:
-    """A transformer as Llama made them: gated layers, norms without bias. Sizes in numbers, not bytes."""
+    """A transformer as Llama made them: gated layers, norms without bias. Sizes in numbers, not bytes.
+
+    Of a model that differs, as with experts or fused matrices, weights and adapters are right all the same, as `of` counts
+    them; what layers keep for the way back is then Llama's.
+    """
 
     layers: int
     hidden: int  # width of what runs through the layers
@@ -50,13 +55,19 @@ class Shape:
     head: int  # width of a head
     vocabulary: int
     tied: bool = False  # whether embedding and output matrix are one
+    counted: int | None = None  # weights in all, as counted on the model itself
+    adapted: int | None = None  # inputs and outputs of all layers that an adapter fits, likewise
 
     @classmethod
     def of(cls, config) -> "Shape":
-        """Read it from a transformers config. Raises ValueError for layers of another kind."""
+        """Read it from a transformers config, and from the model without weights. ValueError for layers of another kind."""
         if not all(getattr(config, name, None) for name in ("intermediate_size", "num_hidden_layers", "num_attention_heads")):
             raise ValueError(f"{config.model_type}: is not like Llama. This calculator knows gated layers only.")
+        from transformers import AutoModelForCausalLM
+
         heads, head = config.num_attention_heads, getattr(config, "head_dim", None)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
         return cls(
             layers=config.num_hidden_layers,
             hidden=config.hidden_size,
@@ -66,6 +77,8 @@ class Shape:
             head=head or config.hidden_size // heads,
             vocabulary=config.vocab_size,
             tied=bool(config.tie_word_embeddings),
+            counted=sum(weight.numel() for weight in model.parameters()),
+            adapted=sum(sum(lora.sizes(model.get_submodule(name))) for name in lora.targets_of(model)),
         )
 
     @classmethod
@@ -78,7 +91,9 @@ class Shape:
 
     @property
     def linear(self) -> int:
-        """Weights in the matrices of one layer: four of attention, three of the gated feed-forward part."""
+        """Weights in the matrices of one layer: four of attention, three of the gated feed-forward part; or as counted."""
+        if self.counted:
+            return (self.counted - self.hidden - self.table) // self.layers - 2 * self.hidden
         return 2 * self.hidden * self.head * (self.heads + self.kv_heads) + 3 * self.hidden * self.inner
 
     @property
@@ -88,11 +103,13 @@ class Shape:
 
     @property
     def weights(self) -> int:
-        """All weights: matrices, two norms a layer and one at the end, and the vocabulary's."""
-        return self.layers * (self.linear + 2 * self.hidden) + self.hidden + self.table
+        """All weights: matrices, two norms a layer and one at the end, and the vocabulary's; or as counted."""
+        return self.counted or self.layers * (self.linear + 2 * self.hidden) + self.hidden + self.table
 
     def adapter(self, rank: int) -> int:
-        """Count the weights of LoRA adapters on every matrix of every layer: rank times (in + out)."""
+        """Count the weights of LoRA adapters on every matrix of every layer, as `lora.add` does: rank times (in + out)."""
+        if self.adapted:
+            return rank * self.adapted
         q, kv = self.heads * self.head, self.kv_heads * self.head
         return self.layers * rank * (2 * (self.hidden + q) + 2 * (self.hidden + kv) + 3 * (self.hidden + self.inner))
 
@@ -268,7 +285,6 @@ def measure(name: str | Path, plan: Plan, steps: int = 2) -> dict[str, float]:
 
 def _finetune(name: str, plan: Plan, steps: int) -> dict[str, float]:
     """Do what `measure` promises, in this process."""
-    from helpers import lora
     from helpers.models import load_model
     from helpers.tokenization import IGNORED, Row
     from helpers.training import Config, train

@@ -37,9 +37,16 @@ def _options() -> StateDictOptions:
     )
 
 
+def _state(model) -> dict[str, torch.Tensor]:
+    """Look up the weights that learn, by name. torch keeps a frozen head that is tied to the embedding, by its second name."""
+    named = model.named_parameters(remove_duplicate=False)
+    frozen = {name.removeprefix("module.") for name, weight in named if not weight.requires_grad}
+    return {name: weight for name, weight in get_model_state_dict(model, options=_options()).items() if name not in frozen}
+
+
 def learnt_weights(model) -> dict[str, torch.Tensor]:
     """Copy the weights that learn, by name: on the first process; other processes get none."""
-    return {name: weight.clone() for name, weight in get_model_state_dict(model, options=_options()).items()}
+    return {name: weight.clone() for name, weight in _state(model).items()}
 
 
 def put_weights(model, weights: dict[str, torch.Tensor]) -> None:
@@ -92,7 +99,7 @@ def save(folder: str | Path, model, optimizer, run: dict[str, str], progress: di
     state = {
         "run": run,
         "progress": progress,
-        "weights": get_model_state_dict(model, options=_options()),
+        "weights": _state(model),
         # asked when it has none, as before its first step, torch would take a step to give it one
         "optimizer": get_optimizer_state_dict(model, optimizer, options=_options()) if optimizer.state else {},
         "random": torch.get_rng_state(),
@@ -157,11 +164,13 @@ def resume(folder: str | Path, model, optimizer, run: dict[str, str]) -> tuple[d
     return progress, theirs
 
 
-def disk_needed(model, steps: int, every: int) -> int:
+def disk_needed(model, steps: int, every: int, dtype: torch.dtype) -> int:
     """Estimate the bytes that a run of so many steps keeps on the disk at most: checkpoints, and what it saves in the end.
 
-    every: steps between checkpoints; 0: none. Adapters that are to be trained alone have to be on the model already.
+    every: steps between checkpoints; 0: none.  dtype: the precision that a whole model is saved in, see `saved_precision`.
+    Adapters that are to be trained alone have to be on the model already; they are saved as they are held, in float32.
     """
-    learnt = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    learnt = [weight.numel() for weight in model.parameters() if weight.requires_grad]
+    saved = dtype if len(learnt) == len(list(model.parameters())) else torch.float32
     checkpoints = min(KEPT + 1, math.ceil(steps / every)) if every else 0
-    return 4 * learnt * (1 + 3 * checkpoints)  # float32; a checkpoint holds AdamW's two means of each weight too
+    return sum(learnt) * (saved.itemsize + 3 * 4 * checkpoints)  # a checkpoint holds AdamW's two means of each weight too

@@ -42,6 +42,16 @@ def check_room(model, length: int, max_new_tokens: int) -> None:
         )
 
 
+def check_ids(model, ids: Sequence[int], name: str) -> None:
+    """Refuse token ids that the model's embedding has no row for. Raises ValueError, which calls what has them by `name`."""
+    size = model.get_input_embeddings().weight.shape[0]
+    if odd := [id for id in (min(ids, default=0), max(ids, default=0)) if not 0 <= id < size]:
+        raise ValueError(
+            f"{name} has the token {odd[-1]}, and this model's embedding has rows for 0 to {size - 1} only. Encode it with the "
+            "model's own tokenizer; for tokens that you added to it, call model.resize_token_embeddings(len(tokenizer)) first."
+        )
+
+
 def trial_rows(model) -> list[list[int]]:
     """Draw rows of random tokens to try a model on, without touching the random numbers of others.
 

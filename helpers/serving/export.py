@@ -11,6 +11,7 @@ import numpy as np
 
 from helpers.machine.files import check_file
 from helpers.machine.loading import ModelError
+from helpers.text.templates import dress
 
 TYPES = {
     "F32": gguf.GGMLQuantizationType.F32,
@@ -97,6 +98,8 @@ def _write_tokenizer(writer: gguf.GGUFWriter, tokenizer, size: int, pre: str) ->
     writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in made["model"]["merges"]])
     writer.add_bos_token_id(tokenizer.bos_token_id)
     writer.add_eos_token_id(tokenizer.eos_token_id)
+    if end := dress(tokenizer).end:
+        writer.add_eot_token_id(tokenizer.convert_tokens_to_ids(end))  # where the chat template ends a turn
     writer.add_pad_token_id(tokenizer.pad_token_id)
     writer.add_add_bos_token(False)
     writer.add_chat_template(tokenizer.chat_template)

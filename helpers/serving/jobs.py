@@ -214,7 +214,7 @@ def work(folder: Path, report) -> None:
     from helpers.generation import generate
     from helpers.machine import checkpoint
     from helpers.machine.probe import context_window
-    from helpers.models import save_model
+    from helpers.models import save_model, saved_precision
     from helpers.tokenization import encode_all
     from helpers.training import Config, planned_steps, train
 
@@ -243,7 +243,8 @@ def work(folder: Path, report) -> None:
     rows = encode_all(tokenizer, examples, context_window(model))
     if settings["r_value"]:
         lora.add(model, rank=settings["r_value"], alpha=2 * settings["r_value"])
-    check_disk(folder, checkpoint.disk_needed(model, planned_steps(len(rows), config), CHECKPOINT_EVERY), "the job")
+    steps = planned_steps(len(rows), config)
+    check_disk(folder, checkpoint.disk_needed(model, steps, CHECKPOINT_EVERY, saved_precision(model)), "the job")
     began, told = time.monotonic(), 0.0
     report(status="TRAINING MODEL")
 

@@ -80,6 +80,15 @@ class Waiter:
         if await self.request.is_disconnected():
             raise Refusal(400, "The client has gone.")
 
+    async def beginning(self, question: Question) -> None:
+        """Wait until there is some text, or an end. Raises Refusal when the client has gone; its question then goes, too."""
+        try:
+            while not (question.text or question.finish):
+                await self.wait()
+        except BaseException:  # a server that stops cancels this
+            cancel([question])
+            raise
+
     async def all(self, questions: Sequence[Question]) -> None:
         """Wait until all is answered. Raises Refusal; whatever happens, no question stays behind."""
         try:
@@ -349,8 +358,7 @@ def create_app(engine: Engine, jobs: Jobs, bases: dict[str, str], key: str | Non
         engine.ask([question])
         about = {"id": f"chatcmpl-{secrets.token_hex(8)}", "created": int(time.time()), "model": name}
         if sent.stream:
-            while not (question.text or question.finish):
-                await waiter.wait()
+            await waiter.beginning(question)
             if question.error:
                 raise question.error
             return StreamingResponse(events(question, waiter, about), media_type="text/event-stream")

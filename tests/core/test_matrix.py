@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from zoo import VOCABULARY, ZOO, make
 
 from helpers import __main__ as command_line
@@ -17,6 +17,7 @@ from helpers import lora
 from helpers.attention import flat_attention, reads_flat
 from helpers.evaluation import log_likelihoods
 from helpers.generation import Decoder, generate
+from helpers.hardware.estimate import Shape
 from helpers.machine.decoding import can_share, way_to_answer
 from helpers.machine.paths import ROOT
 from helpers.models import find_model, load_model, save_model
@@ -159,21 +160,18 @@ def test_answers_after_a_shared_beginning_are_those_of_transformers(name, tokeni
         assert can_share(model, 100)
 
 
-def targets_of(model):
-    """Every linear layer but the head, routers, and those that some layers read the weights of past the layer."""
-    odd = {"router", "x_proj", "dt_proj", "in_proj", "out_proj", "output", "value"}
-    head = model.get_output_embeddings()
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
-    return sorted({name.rpartition(".")[2] for name in linear} - odd)
-
-
 def test_an_adapter_is_trained_saved_loaded_and_merged(name, model, tmp_path):
-    targets = targets_of(model)
-    if not targets:
-        pytest.skip("no plain linear layers")
     ours = copy.deepcopy(model)
-    lora.add(ours, rank=2, targets=targets)
+    lora.add(ours, rank=2)
+    try:
+        estimated = Shape.of(model.config)
+    except ValueError as error:
+        assert "is not like Llama. This calculator knows gated layers only." in str(error)
+    else:
+        assert estimated.weights == sum(weight.numel() for weight in model.parameters())
+        assert estimated.adapter(2) == sum(weight.numel() for weight in ours.parameters() if weight.requires_grad)
     train(ours, ROWS, Config(batch_size=3, max_steps=2, epochs=1, learning_rate=1e-2, dtype=torch.float32))
+    assert [where for where, layer in lora.layers(ours).items() if not layer.lora_B.weight.any()] == []  # all have learnt
     learnt = log_likelihoods(ours, ROWS, torch.float32)
     assert abs(learnt - log_likelihoods(model, ROWS, torch.float32)).max() > 1e-3
     lora.save(ours, tmp_path / "adapter")
@@ -182,6 +180,32 @@ def test_an_adapter_is_trained_saved_loaded_and_merged(name, model, tmp_path):
     other = copy.deepcopy(model)
     lora.load(other, tmp_path / "adapter")
     assert log_likelihoods(other, ROWS, torch.float32) == pytest.approx(learnt, abs=1e-3)
+
+
+def test_a_model_without_linear_layers_takes_no_adapter():
+    with pytest.raises(ValueError, match=r"^No layer of this model fits an adapter.*Train it without: no rank\.$"):
+        lora.add(make("Llama", num_hidden_layers=0))
+
+
+def test_a_saved_model_stops_where_its_template_ends_a_turn_whoever_asks_it(tokenizer, tmp_path):
+    def written(model):
+        ids = torch.tensor([prompt_ids(tokenizer, QUESTIONS[0])])
+        made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, do_sample=False)
+        return made[0, ids.shape[1] :].tolist()
+
+    model, ending = make("Llama"), copy.deepcopy(tokenizer)
+    plain = written(model)
+    number = max(plain.index(token) for token in plain)  # the last token that it writes for the first time
+    assert number > 2 and 2 not in plain
+    end = f"t{plain[number]}"
+    ending.add_special_tokens({"additional_special_tokens": [end]})
+    ending.chat_template = "{% for m in messages %}{{ m['content'] }} {{ 'END ' if m['role'] == 'assistant' }}{% endfor %}"
+    ending.chat_template = ending.chat_template.replace("END", end)
+    save_model(model, ending, tmp_path / "saved")
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert saved.generation_config.eos_token_id == [2, plain[number]]
+    assert written(saved) == plain[: number + 1]
+    assert generate(model, ending, [QUESTIONS[0]], 10) == [tokenizer.decode(plain[:number])]
 
 
 @pytest.mark.parametrize("name", COMMAND_LINE)

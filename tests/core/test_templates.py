@@ -14,10 +14,11 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from helpers.data import DataError, Example, read
+from helpers.data import DataError, Example
 from helpers.generation import Answer, Decoder, generate
 from helpers.machine.packaged import CHATML
 from helpers.models import PLAIN
+from helpers.own_data.rows import read_any
 from helpers.serving.contract import Chat
 from helpers.serving.engine import Loaded, Question, Refusal
 from helpers.text.messages import Message
@@ -176,7 +177,7 @@ FAMILIES = {
 }  # fmt: skip
 SAID = [("system", "Be kind."), ("user", "Hi?"), ("assistant", "Hello."), ("user", "How so?"), ("assistant", "So.")]
 MESSAGES = [{"role": role, "content": content} for role, content in SAID]
-(TALK,) = read([{"messages": MESSAGES}])
+(TALK,) = read_any([{"messages": MESSAGES}])
 
 
 def marked(tokenizer, row):
@@ -300,7 +301,7 @@ CALLING = (
 
 
 def test_tools_are_rendered_where_the_template_knows_them():
-    (talk,) = read([{"messages": TOOLS}])
+    (talk,) = read_any([{"messages": TOOLS}])
     tokenizer = made(CALLING, eos="<|im_end|>")
     assert [marked(tokenizer, row) for row in encode_all(tokenizer, [talk])] == [
         '<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\n«<tool_call>{"name": "price", "arguments": {"of": "Heron"}}'
@@ -318,7 +319,7 @@ def test_what_a_template_cannot_write_is_one_clear_error(tmp_path):
     def refusal(messages, template, eos="</s>"):
         path.write_text("\n" + json.dumps({"messages": messages}))
         with pytest.raises(DataError) as error:
-            encode_all(made(template, None, eos), read(path))
+            encode_all(made(template, None, eos), read_any(path))
         assert "\n" not in str(error.value)
         return str(error.value).removeprefix(f"{path}, line 2: this model's chat template cannot write a conversation of ")
 
@@ -330,7 +331,7 @@ def test_what_a_template_cannot_write_is_one_clear_error(tmp_path):
     only = "{{ messages[0].content }}\n\n### Response:\n"
     assert refusal(MESSAGES[1:], only).startswith("user, assistant, user (it leaves out turn 2")
     with pytest.raises(DataError, match=r"rows.jsonl, line 2 has \d+ tokens, the limit is 4\. Shorten it or drop the row"):
-        encode_all(made(CHATML), read(path), max_length=4)
+        encode_all(made(CHATML), read_any(path), max_length=4)
 
 
 def test_what_is_done_otherwise_is_said_once(capsys):

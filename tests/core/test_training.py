@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from helpers import lora
 from helpers.attention import flat_attention
 from helpers.data import Example, read
-from helpers.generation import generate
+from helpers.generation import Decoder, generate
 from helpers.hardware.estimate import layers_of, training_flops
 from helpers.machine.paths import DATA
 from helpers.machine.process import tensorboard
@@ -247,6 +247,25 @@ def test_nothing_to_learn_is_refused(tiny):
         train(model, [])
     with pytest.raises(ValueError, match="nothing to learn"):
         train(model, [Row([1, 2, 3], [IGNORED] * 3)])
+
+
+def test_a_token_without_an_embedding_is_refused_wherever_it_is_read(tiny):
+    model, tokenizer = load_model(tiny, device="cpu")
+    good, said = Row([1, 2, 3], [IGNORED, 2, 3]), "embedding has rows for 0 to 49151 only. Encode it with the model's own"
+    for odd in (Row([1, 49152], [IGNORED, 3]), Row([1, 2], [IGNORED, 49152])):
+        with pytest.raises(ValueError, match=rf"^Row 2 has the token 49152, and this model's {said}.*$"):
+            train(model, [good, odd])
+        with pytest.raises(ValueError, match=r"^Held-out row 1 has the token 49152"):
+            train(model, [good], held_out=[odd])
+    with pytest.raises(ValueError, match=r"^The prompt has the token -1"):
+        Decoder(model, tokenizer).add([5, -1], 4)
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|mine|>"]})
+    with pytest.raises(ValueError, match=f"^The prompt has the token 49152, and .*{said}"):
+        generate(model, tokenizer, ["What is <|mine|>?"])
+    model.resize_token_embeddings(len(tokenizer))  # the remedy
+    assert len(generate(model, tokenizer, ["What is <|mine|>?"], 2)) == 1
+    train(model, [Row([1, 49152], [IGNORED, 49152])], Config(epochs=1))
 
 
 def test_a_loss_that_is_no_number_stops_with_a_remedy(tiny):

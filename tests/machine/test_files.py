@@ -6,12 +6,16 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
+import torch
 
 import helpers.__main__ as command_line
 from helpers import lora, models
 from helpers.machine.checkpoint import KEPT, disk_needed
 from helpers.machine.files import OutputError, check_apart, check_disk, check_file, check_folder, check_model_folder
+from helpers.models import save_model
 from helpers.serving.export import write_gguf
+from helpers.tokenization import Row
+from helpers.training import Config, train
 from helpers.workshop.notebooks import run
 
 
@@ -103,13 +107,28 @@ def test_a_full_disk_is_told_before_the_model_is_loaded_and_exactly_before_it_is
         call(*arguments)
     assert not loaded
     model = real(tiny)[0]
-    weights = sum(weight.numel() for weight in model.parameters())
-    assert disk_needed(model, 1000, 100) == 4 * weights * (1 + 3 * (KEPT + 1)) and disk_needed(model, 9, 0) == 4 * weights
-    free["bytes"] = disk_needed(model, 3, 100) - 1
+    free["bytes"] = disk_needed(model, 3, 100, torch.float32) - 1
     with pytest.raises(OutputError, match="the model with its checkpoints"):
         call(*arguments)
     assert loaded and not (tmp_path / "deep").exists()
     check_disk(tmp_path, free["bytes"], "it")
+    assert call(*arguments, "--dtype", "bfloat16") == 0  # in 16 bits there is room
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+def test_the_disk_that_is_asked_for_is_the_disk_that_is_filled(tiny, tmp_path, adapters):
+    """A model that came in 16 bits is saved in 16 bits; its checkpoints hold float32, and so does an adapter."""
+    save_model(*models.load_model(tiny, "cpu"), tmp_path / "half", torch.bfloat16)
+    model, tokenizer = models.load_model(tmp_path / "half", "cpu")
+    if adapters:
+        lora.add(model, rank=64)
+    wanted = {every: disk_needed(model, 3, every, models.saved_precision(model)) for every in (0, 1)}
+    train(model, [Row([5, 7, 9], [-100, 7, 9])], Config(epochs=3, checkpoint_every=1), folder=tmp_path / "checkpoints")
+    saved = lora.save(model, tmp_path / "saved") if adapters else save_model(model, tokenizer, tmp_path / "saved")
+    (size,) = (path.stat().st_size for path in saved.glob("*.safetensors"))
+    assert size == pytest.approx(wanted[0], rel=0.01)
+    kept = [path.stat().st_size for path in (tmp_path / "checkpoints").iterdir()]
+    assert len(kept) == KEPT and sum(kept) * (KEPT + 1) / KEPT + size == pytest.approx(wanted[1], rel=0.05)
 
 
 def test_an_existing_model_is_replaced_when_asked_and_a_killed_run_goes_on(tiny, tmp_path):

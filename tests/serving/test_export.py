@@ -1,5 +1,8 @@
 """A GGUF file is the model: another reader finds the same weights, tokens and template in it."""
 
+import copy
+
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -33,6 +36,18 @@ def test_transformers_reads_the_same_tokenizer(written):
     assert back(TEXT).input_ids == tokenizer(TEXT).input_ids
     assert back.chat_template == tokenizer.chat_template
     assert (back.bos_token_id, back.eos_token_id, back.pad_token_id) == (1, 2, 2)
+
+
+def test_programs_that_read_it_stop_where_the_chat_template_ends_a_turn(written, tmp_path):
+    model, tokenizer, _ = written
+    for template, end in (
+        (tokenizer.chat_template, 2),
+        ("{% for m in messages %}{{ m['content'] }}<|im_start|>{% endfor %}", 1),
+    ):
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.chat_template = template
+        path = write_gguf(model, tokenizer, tmp_path / f"{end}.gguf")
+        assert gguf.GGUFReader(path).fields["tokenizer.ggml.eot_token_id"].contents() == end
 
 
 @pytest.mark.parametrize("weights, size", [("BF16", 2), ("F16", 2), ("Q8_0", 34 / 32)])

@@ -354,19 +354,30 @@ def busy(running):
     return sum(len(loaded.decoder.running) for loaded in running.models.values()) + len(running.waiting)
 
 
-def test_a_vanishing_client_leaves_nothing_behind(tiny, tmp_path, monkeypatch):
+CHAT = {"messages": [{"role": "user", "content": "Hi"}], "model": "tiny", "max_tokens": 500, "stream": True}
+
+
+@pytest.mark.parametrize(
+    ("path", "sent", "silent"),
+    [
+        ("/v1/completions", {"prompt": ["Hi"] * 40, "max_new_tokens": 500}, False),
+        ("/v1/chat/completions", CHAT, False),
+        ("/v1/chat/completions", CHAT, True),  # nothing but spaces and marks so far: there is no text to send
+    ],
+    ids=["whole", "stream", "stream without text"],
+)
+def test_a_vanishing_client_leaves_nothing_behind(tiny, tmp_path, monkeypatch, path, sent, silent):
     step = Decoder.step
     monkeypatch.setattr(Decoder, "step", lambda self: (time.sleep(0.02), step(self)))  # an answer would take 10 seconds
+    if silent:
+        monkeypatch.setattr(Decoder, "text", lambda self, answer: "")
     with inside(tiny, tmp_path) as running:
-        for path, more in [("/v1/completions", {}), ("/v1/chat/completions", {"stream": True})]:
-            message = {"messages": [{"role": "user", "content": "Hi"}], "model": "tiny", "max_tokens": 500}
-            sent = {"prompt": ["Hi"] * 40, "max_new_tokens": 500} if not more else {**message, **more}
-            gone = http.client.HTTPConnection("127.0.0.1", running.port)
-            gone.request("POST", path, json.dumps(sent), {"Authorization": "Bearer key", "Content-Type": "application/json"})
-            began = until(lambda: [answer for loaded in running.models.values() for answer in loaded.decoder.running])
-            gone.sock.close()
-            until(lambda: not busy(running))
-            assert any(len(answer.tokens) < 450 for answer in began)
+        gone = http.client.HTTPConnection("127.0.0.1", running.port)
+        gone.request("POST", path, json.dumps(sent), {"Authorization": "Bearer key", "Content-Type": "application/json"})
+        began = until(lambda: [answer for loaded in running.models.values() for answer in loaded.decoder.running])
+        gone.sock.close()
+        until(lambda: not busy(running))
+        assert any(len(answer.tokens) < 450 for answer in began)
 
 
 def test_a_long_list_lets_later_requests_pass(tiny, tmp_path, monkeypatch):
