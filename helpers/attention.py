@@ -52,7 +52,7 @@ def attention_per_row(
     return torch.cat(outputs, dim=1).transpose(0, 1)[None], None
 
 
-def row_mask(q_length: int, local_size: int | None = None, use_vmap: bool = False, **others) -> Tensor | None:
+def row_mask(q_length: int, local_size: int | None = None, use_vmap: bool = False, **others: Any) -> Tensor | None:
     """Say what each token of a flat batch may see, as transformers asks: None for all before it, else [1, 1, N, N].
 
     local_size: the tokens of the model's window or chunk.  use_vmap: the model has rules of its own.

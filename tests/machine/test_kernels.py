@@ -30,14 +30,17 @@ def test_products_are_pytorchs_attention(scaling):
     assert torch.allclose(causal_attention(q, k, v, seen, scaling=scaling), fused, atol=1e-6)
 
 
+@pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16])
-def test_sinks_that_take_nothing_change_nothing_in_any_precision(kind):
-    """A score of minus infinity has no share; the others' are the same to the bit, with it and without."""
+def test_shares_have_one_precision_with_sinks_and_without(kind, mixed):
+    """A score of minus infinity has no share, so that nothing else changes; one above all others takes it all."""
     torch.manual_seed(0)
-    scores, hidden = torch.randn(2, 2, 3, 5, 5, dtype=kind) * 9, torch.full((5, 5), -torch.inf, dtype=kind).triu(1)
-    without = shares_of(scores, 0.5, hidden, None, None)
-    assert without.dtype == kind and torch.equal(shares_of(scores, 0.5, hidden, None, torch.full((6,), -torch.inf)), without)
-    assert (shares_of(scores, 0.5, hidden, None, torch.zeros(6)).sum(-1) < without.sum(-1)).all()
+    scores, hidden = torch.randn(2, 2, 3, 5, 5, dtype=kind), torch.full((5, 5), -torch.inf, dtype=kind).triu(1)
+    none, everything = torch.full((6,), -torch.inf), torch.full((6,), 99.0)
+    with torch.autocast("cpu", kind, enabled=mixed and kind != torch.float32):
+        usual, same, left = (shares_of(scores, 0.5, hidden, None, sinks) for sinks in (None, none, everything))
+    assert same.dtype == usual.dtype and torch.allclose(same, usual, atol=torch.finfo(same.dtype).eps)
+    assert torch.allclose(usual.float().sum(-1), torch.ones(()), atol=0.02) and left.max() < 1e-6
 
 
 def test_each_row_has_its_own_square_of_a_mask():
