@@ -10,11 +10,12 @@ from helpers.attention import (
     flat_attention,
     reads_flat,
 )
+from helpers.machine.preparing import check_rows
 from helpers.machine.probe import context_window, reach
 from helpers.models import load_model
 from helpers.reading import can_share, way_to_answer
 from helpers.tokenization import Row, flatten, micro_batches
-from helpers.training import Config, check_rows, token_losses, train
+from helpers.training import Config, token_losses, train
 
 SIZE = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 SIZE = {**SIZE, "num_key_value_heads": 1, "initializer_range": 0.2, "max_position_embeddings": 64}
