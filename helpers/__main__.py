@@ -43,10 +43,10 @@ def doctor(args: argparse.Namespace) -> int:
     import psutil
     import torch
 
+    from helpers.machine.device import pick_device, pick_dtype
     from helpers.machine.loading import ModelError
     from helpers.machine.packaged import PACKAGED, converted, installed
     from helpers.machine.paths import cache_folder
-    from helpers.models import pick_device, pick_dtype
     from helpers.retrieval.search import find_encoder
 
     device = pick_device()
@@ -135,9 +135,10 @@ def train(args: argparse.Namespace) -> int:
 
     from helpers import lora
     from helpers.machine import checkpoint
+    from helpers.machine.device import pick_device
     from helpers.machine.probe import context_window
     from helpers.machine.process import processes, tensorboard
-    from helpers.models import find_model, pick_device, save_model, saved_precision
+    from helpers.models import find_model, save_model, saved_precision
     from helpers.tokenization import encode_all
     from helpers.training import Config, planned_steps, train
 

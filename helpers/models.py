@@ -1,13 +1,11 @@
 """Models: a name becomes a model and its tokenizer, on the best device, ready to train or to answer."""
 
 import json
-import os
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
 
+from helpers.machine.device import pick_device
 from helpers.machine.files import replace_folder
 from helpers.machine.loading import ModelError, load_folder, no_bars
 from helpers.machine.packaged import PACKAGED, converted, stand_in, without_hub
@@ -21,63 +19,6 @@ PLAIN = (
     "{{ bos_token }}{% for message in messages %}{{ message['role'].title() }}: {{ message['content'] }}"
     "{{ eos_token if message['role'] == 'assistant' else '' }}\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
 )
-
-
-def pick_device() -> torch.device:
-    """Choose the fastest device there is: an NVIDIA GPU, an Apple GPU, or the CPU."""
-    if torch.cuda.is_available():  # accelerate gives each process of a machine a GPU of its own
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def pick_dtype(device: torch.device) -> torch.dtype:
-    """Choose what to compute in: bfloat16 where the device is fast at it, else float16 where it is fast at that, or float32.
-
-    All of the course asks here. Without instructions for it a product in bfloat16 can take 450 times as long as in float32.
-    NVIDIA GPUs have them from compute capability 8 on; those of 7 (V100, T4) multiply float16 some eight times as fast as
-    float32, and older ones no faster. Apple's GPUs stay at float32: of PyTorch's users who tried, none found 16 bits faster
-    there, and the first two kinds emulate bfloat16 (https://github.com/huggingface/transformers/pull/40458).
-    The environment variable FINETUNING_BF16 switches bfloat16 off ("off" or "0"), to try how such a machine computes;
-    unset, the device decides. Raises ValueError for any other value.
-    """
-    switch = os.environ.get("FINETUNING_BF16", "")
-    if switch not in ("", "off", "0"):
-        raise ValueError(f"FINETUNING_BF16 is {switch!r}; it has to be off or 0. Unset it to let the device decide.")
-    if device.type == "cuda":
-        generation, _ = torch.cuda.get_device_capability(device)
-        if generation < 7:
-            return torch.float32
-        return torch.bfloat16 if generation >= 8 and not switch else torch.float16
-    capable = torch.cpu.get_capabilities() if device.type == "cpu" and not switch else {}
-    fast = any(capable.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    return torch.bfloat16 if fast else torch.float32
-
-
-@contextmanager
-def frozen_in(model, dtype: torch.dtype) -> Iterator[Callable[[], AbstractContextManager[None]]]:
-    """Hold the linear weights that do not learn in `dtype` for a while, so that no step has to cast them again.
-
-    Tied weights stay as they are: as embeddings they are looked up, not multiplied.
-    Yields `whole`: inside, `with whole():` has the weights as they were. It casts nothing, so it costs nothing.
-    """
-    tied = model.get_input_embeddings().weight
-    linear = [module.weight for module in model.modules() if isinstance(module, torch.nn.Linear)]
-    frozen = [weight for weight in linear if not weight.requires_grad and weight is not tied]
-    original = [weight.data for weight in frozen]
-    cast = [data.to(dtype) for data in original]
-
-    @contextmanager
-    def holding(inside: list[torch.Tensor], afterwards: list[torch.Tensor]) -> Iterator[None]:
-        for weight, data in zip(frozen, inside, strict=True):
-            weight.data = data
-        try:
-            yield
-        finally:
-            for weight, data in zip(frozen, afterwards, strict=True):
-                weight.data = data
-
-    with holding(cast, afterwards=original):
-        yield lambda: holding(original, afterwards=cast)
 
 
 def _download(name: str) -> Path:

@@ -1,21 +1,14 @@
 """Estimate: what a finetune will take in memory and arithmetic, before it is run.
 
-Every term of `memory` is a line with its reason; a test and notebook 07 hold the sum against measured peaks.
+Every term of `memory` is a line with its reason; a test and the lesson on getting started hold the sum against
+measured peaks.
 """
 
-import json
-import random
-import subprocess
-import sys
-import time
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 
 from helpers import lora
-from helpers.machine.process import PeakMemory
-from helpers.models import pick_device, pick_dtype
 
 GIB = 2**30
 # Bytes a weight: as it is held, its gradient, and a second copy that is held all the time. Pure bfloat16 loses small updates.
@@ -33,7 +26,7 @@ OPTIMISERS = {  # numbers kept a weight; and their bytes, or None: as wide as th
 METHODS = ("full", "upper", "lora", "lora4")
 NF4 = 0.5 + 0.127 / 8  # bytes a weight: 4 bits, and 0.127 bits of constants for each: QLoRA, arXiv:2305.14314
 # Holes: what a process on a CPU holds beyond the tensors in use, as a share of those that come and go. The only constants
-# that were chosen by measuring, each on 16 rows of 64 tokens; notebook 07 tests them on other settings.
+# that were chosen by measuring, each on 16 rows of 64 tokens; the lesson tests them on other settings.
 # Known to be too low: adapters with checkpointing on a CPU took 29 to 45% more than the sum, all of it holes;
 # a full finetune in float32 (512 tokens in rows of 64) 12%, where the table's gradient stands more than once.
 HOLES = {"full": 0.36, "upper": 0.36, "lora": 0.66, "lora4": 0.66}
@@ -146,17 +139,36 @@ def layer_activations(shape: Shape, plan: Plan) -> float:
     h, inner, q, kv = shape.hidden, shape.inner, shape.heads * shape.head, shape.kv_heads * shape.head
     wide, narrow = (4, 4) if plan.precision == "float32" else (4, 2)
     half = plan.precision in ("bfloat16", "masters")  # what runs through the layers is narrow, too
-    learns = plan.method in ("full", "upper")
-    norm = wide * h  # its input, in float32
-    norm += (narrow if half else wide) * h * learns  # what its own weight is multiplied with
+    norm, adapters = wide * h, 0  # its input, in float32
+    if plan.method.startswith("lora"):
+        adapters = 7 * narrow * plan.rank  # what comes between their two matrices
+    else:
+        norm += (narrow if half else wide) * h  # what its own weight, which learns, is multiplied with
     copies = 5 if plan.precision == "mixed" else 2  # inputs of q, k, v, gate, up: autocast makes a copy for each
-    adapts = plan.method.startswith("lora")
-    inputs = copies * narrow * h * (learns or adapts)
-    adapters = 7 * narrow * plan.rank * adapts  # what comes between their two matrices
+    inputs = copies * narrow * h
     attention = narrow * (q + 2 * kv) + narrow * q  # queries, keys, values; what comes out
     pairs = 0 if plan.gpu else shape.heads * plan.longest * (6 if plan.precision == "mixed" else narrow)
     feed_forward = 4 * narrow * inner  # gate, its activation, up, their product
     return 2 * norm + inputs + adapters + attention + pairs + feed_forward
+
+
+def learning(shape: Shape, plan: Plan) -> int:
+    """Count the weights that learn."""
+    if plan.method.startswith("lora"):
+        return shape.adapter(plan.rank)
+    return shape.weights if plan.method == "full" else min(plan.upper_layers, shape.layers) * (shape.linear + 2 * shape.hidden)
+
+
+def weight_bytes(shape: Shape, plan: Plan) -> float:
+    """Count the bytes of all weights, adapters and second copies among them."""
+    held, _, master = PRECISIONS[plan.precision]
+    adapters = shape.adapter(plan.rank) if plan.method.startswith("lora") else 0
+    matrices, table = shape.layers * shape.linear, shape.vocabulary * shape.hidden
+    if plan.method == "lora4":  # matrices in 4 bits, unpacked one by one; the rest in 16
+        size, multiplied = matrices * NF4 + (shape.weights - matrices) * 2 + adapters * (held + master), table
+    else:
+        size, multiplied = (shape.weights + adapters) * held + learning(shape, plan) * master, matrices + table
+    return size + 2 * multiplied if plan.precision == "mixed" else size  # a copy in 16 bits, to multiply with
 
 
 def memory(shape: Shape, plan: Plan) -> dict[str, float]:
@@ -166,16 +178,9 @@ def memory(shape: Shape, plan: Plan) -> dict[str, float]:
     grows by from before the model is loaded.
     """
     held, gradient, master = PRECISIONS[plan.precision]
-    adapters = shape.adapter(plan.rank) if plan.method.startswith("lora") else 0
-    matrices = shape.layers * shape.linear
     layers = min(plan.upper_layers, shape.layers) if plan.method == "upper" else shape.layers  # through which gradients flow
-    learns = adapters or (shape.weights if plan.method == "full" else layers * (shape.linear + 2 * shape.hidden))
-    weights = (shape.weights + adapters) * held + learns * master
-    if plan.method == "lora4":  # matrices in 4 bits, the rest in 16
-        weights = matrices * NF4 + (shape.weights - matrices) * 2 + adapters * (held + master)
-    if plan.precision == "mixed":  # a copy of each matrix in 16 bits, to multiply with; 4-bit ones are unpacked one by one
-        weights += 2 * (matrices * (plan.method != "lora4") + shape.vocabulary * shape.hidden)
-    gradients = learns * gradient
+    learns = learning(shape, plan)
+    gradients: float = learns * gradient
     numbers, width = OPTIMISERS[plan.optimiser]
     optimiser = learns * numbers * (width or master or held)
     activations = layers * layer_activations(shape, plan) * plan.tokens
@@ -185,10 +190,10 @@ def memory(shape: Shape, plan: Plan) -> dict[str, float]:
     logits = logit_bytes(shape, plan)
     if plan.pieces == 1:  # when the last gradients come, activations and logits are gone
         gradients = max(0, gradients - activations - logits)
-    gathered = 2 * 2 * shape.linear * (plan.gpus > 1)  # two layers at a time are put together, in bfloat16
+    gathered = 2 * 2 * shape.linear if plan.gpus > 1 else 0  # two layers at a time are put together, in bfloat16
     holes = 0 if plan.gpu else HOLES[plan.method] * (gradients + activations + logits)
     terms = {
-        "weights": weights / plan.gpus + gathered,
+        "weights": weight_bytes(shape, plan) / plan.gpus + gathered,
         "gradients": gradients / plan.gpus,
         "optimiser": optimiser / plan.gpus,
         "activations": activations,
@@ -215,105 +220,3 @@ def inference_memory(shape: Shape, tokens: int, rows: int = 1, bytes_a_weight: f
     """Estimate the memory of answering, in GiB: weights, and the keys and values of every token so far (KV cache)."""
     cache = 2 * 2 * shape.layers * shape.kv_heads * shape.head * tokens * rows  # keys and values, in bfloat16
     return {"weights": shape.weights * bytes_a_weight / GIB, "KV cache": cache / GIB}
-
-
-def layers_of(model) -> torch.nn.ModuleList:
-    """Find the stack of transformer layers."""
-    return max((module for module in model.modules() if isinstance(module, torch.nn.ModuleList)), key=len)
-
-
-def training_flops(model, tokens: int, supervised: int) -> float:
-    """Estimate the arithmetic of training as the model's weights are set to learn now.
-
-    Two operations a weight and token forward, two for the gradient that flows back through it, two for its own
-    gradient: 6 in all, fewer where weights are frozen. The matrix between hidden state and vocabulary works only where
-    a token is supervised. The products inside attention are left out: short rows make them small.
-    """
-    head = model.get_output_embeddings().weight
-    layers = list(layers_of(model))
-    learns = [any(p.requires_grad for p in layer.parameters()) for layer in layers]
-    lowest = 0 if model.get_input_embeddings().weight.requires_grad else (learns.index(True) if any(learns) else len(layers))
-    size = sum(p.numel() for layer in layers for p in layer.parameters())
-    flows = sum(p.numel() for layer in layers[lowest:] for p in layer.parameters())
-    learnt = sum(p.numel() for layer in layers for p in layer.parameters() if p.requires_grad)
-    passes = 3 if head.requires_grad else 2
-    return 2.0 * ((size + flows + learnt) * tokens + passes * head.numel() * supervised)
-
-
-def matmul_rate(device: torch.device, dtype: torch.dtype, tokens: int, hidden: int, inner: int, seconds: float = 1.0) -> float:
-    """Measure how many operations a second this device does in products of a model's own size: [tokens, hidden] with
-    [hidden, inner], and back. The median of repetitions, because others may use the machine.
-    """
-    wide, narrow = (
-        torch.randn(hidden, inner, dtype=dtype, device=device),
-        torch.randn(inner, hidden, dtype=dtype, device=device),
-    )
-    x, times = torch.randn(tokens, hidden, dtype=dtype, device=device), []
-    began = time.perf_counter()
-    while time.perf_counter() - began < seconds or len(times) < 3:
-        clock = time.perf_counter()
-        (x @ wide) @ narrow
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - clock)
-    return 4.0 * tokens * hidden * inner / sorted(times)[len(times) // 2]
-
-
-def usual_precision(device: torch.device) -> str:
-    """Name the precision that the course's loop takes on a device: "mixed" where 16 bits are fast, else "float32"."""
-    return "float32" if pick_dtype(device) == torch.float32 else "mixed"
-
-
-def measure(name: str | Path, plan: Plan, steps: int = 2) -> dict[str, float]:
-    """Finetune a model by this plan, in a process of its own, on rows without meaning, and see what it takes.
-
-    Returns "gib": by how much its memory rose above that of the loaded model; "seconds" and "flops" of its last step.
-    Two steps are needed to see the whole peak: the optimiser's means come with the first. Raises ValueError for what the
-    course's loop does not do, and for bfloat16 where it is not fast.
-    """
-    if plan.optimiser != "adamw" or plan.precision == "masters" or plan.method == "lora4" or plan.gpus > 1:
-        raise ValueError("The course's loop has AdamW, no masters, no 4-bit matrices; measure on one device.")
-    usual = usual_precision(pick_device())
-    if plan.precision not in ("float32", usual) and pick_dtype(pick_device()) != torch.bfloat16:
-        raise ValueError(f"{plan.precision} computes in bfloat16, which is not fast here. Measure precision={usual!r}.")
-    command = [sys.executable, "-m", "helpers.hardware.estimate", str(name), json.dumps(asdict(plan)), str(steps)]
-    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"The finetune to be measured failed: {done.stderr.strip().splitlines()[-1]}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def _finetune(name: str, plan: Plan, steps: int) -> dict[str, float]:
-    """Do what `measure` promises, in this process."""
-    from helpers.models import load_model
-    from helpers.tokenization import IGNORED, Row
-    from helpers.training import Config, train
-
-    model, _ = load_model(name)
-    model = model.to(torch.bfloat16) if plan.precision == "bfloat16" else model
-    for weight in model.parameters():
-        weight.sum()  # what stands in a file counts as memory only once it was read
-    rng, prompt = random.Random(0), round(plan.longest * (1 - plan.supervised))
-    count = plan.tokens // plan.longest * plan.pieces
-    ids = [[rng.randrange(model.config.vocab_size) for _ in range(plan.longest)] for _ in range(count * steps)]
-    config = Config(
-        epochs=1,
-        batch_size=count,
-        learning_rate=1e-5,
-        micro_batch_tokens=plan.tokens,
-        upper_layers=plan.upper_layers if plan.method == "upper" else None,
-        gradient_checkpointing=plan.checkpointing,
-        dtype=pick_dtype(model.device) if plan.precision == "mixed" else torch.float32,
-    )
-    rows = [Row(row, [IGNORED] * prompt + row[prompt:]) for row in ids]
-    with PeakMemory(model.device) as memory:
-        if plan.method == "lora":
-            lora.add(model, plan.rank)
-        history = train(model, rows, config)
-    seconds = [0.0, *(step["seconds"] for step in history.steps)]
-    last = {"seconds": seconds[-1] - seconds[-2], "flops": history.flops / len(history.steps)}
-    return {"gib": memory.gib, **last}
-
-
-if __name__ == "__main__":
-    print(json.dumps(_finetune(sys.argv[1], Plan(**json.loads(sys.argv[2])), int(sys.argv[3]))))

@@ -1,6 +1,5 @@
 """Checkpoints: everything a finetune needs to go on after a kill as if nothing had happened."""
 
-import contextlib
 import math
 import os
 import zipfile
@@ -18,7 +17,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from helpers.machine.cache import digest, tensors_digest
-from helpers.tokenization import Row
+from helpers.machine.files import written_aside
 
 KEPT = 2  # checkpoints that stay; should the newest be damaged, the one before is still there
 NO_RESULT = ("checkpoint_every", "micro_batch_tokens", "gradient_checkpointing")  # settings that change no result
@@ -51,7 +50,7 @@ def learnt_weights(model) -> dict[str, torch.Tensor]:
 
 def put_weights(model, weights: dict[str, torch.Tensor]) -> None:
     """Put copied weights back. Every process calls this; the first one's weights count."""
-    set_model_state_dict(model, weights, options=_options())
+    set_model_state_dict(model, dict(weights), options=_options())
 
 
 def _learning(model) -> dict[str, torch.Tensor]:
@@ -59,7 +58,7 @@ def _learning(model) -> dict[str, torch.Tensor]:
     return {name.removeprefix("module."): weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 
-def fingerprint(model, rows: Sequence[Row], held_out: Sequence[Row], settings: dict) -> dict[str, str]:
+def fingerprint(model, rows: Sequence[object], held_out: Sequence[object], settings: dict) -> dict[str, str]:
     """Describe what decides a run: its settings, its data, the model as it is built, and the weights that it starts from.
 
     Left out is what changes the last bits of a result at most: how much is computed at once, the number of processes,
@@ -109,16 +108,14 @@ def save(folder: str | Path, model, optimizer, run: dict[str, str], progress: di
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{progress['step']:07d}.pt"
-    aside = path.with_suffix(".partial")
+    for leftover in folder.glob(".step-*.partial"):  # of a process that was killed
+        leftover.unlink()
     try:
-        with aside.open("wb") as file:
+        with written_aside(path) as partial, partial.open("wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        aside.replace(path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        with contextlib.suppress(OSError):
-            aside.unlink()
         older = _files(folder)
         kept = f"{older[-1]} is still good" if older else "there is no older one"
         raise CheckpointError(f"{path}: could not be written ({error}). Free some space; {kept}.") from error

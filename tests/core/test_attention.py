@@ -6,9 +6,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Phi3C
 
 from helpers.attention import attention_per_row, flat_attention, reads_flat
 from helpers.machine.decoding import can_share, way_to_answer
+from helpers.machine.preparing import check_rows
 from helpers.models import load_model
 from helpers.tokenization import Row, flatten, micro_batches
-from helpers.training import Config, check_rows, token_losses, train
+from helpers.training import Config, token_losses, train
 
 SIZE = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 SIZE = {**SIZE, "num_key_value_heads": 1, "initializer_range": 0.2, "max_position_embeddings": 64}

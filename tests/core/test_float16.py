@@ -19,11 +19,12 @@ from helpers import lora, training
 from helpers.attention import reads_flat
 from helpers.evaluation import log_likelihoods
 from helpers.generation import Decoder
-from helpers.hardware import estimate
-from helpers.hardware.estimate import Plan, measure, usual_precision
+from helpers.hardware import measured
+from helpers.hardware.estimate import Plan
+from helpers.hardware.measured import measure_finetune, usual_precision
 from helpers.machine import checkpoint
+from helpers.machine.device import pick_dtype
 from helpers.machine.process import processes
-from helpers.models import pick_dtype
 from helpers.tokenization import Row
 from helpers.training import Config, train
 
@@ -251,10 +252,10 @@ def test_a_launcher_leaves_float16_to_the_loop(monkeypatch):
 
 
 def test_the_estimate_counts_16_bits_of_either_kind(monkeypatch):
-    monkeypatch.setattr(estimate, "pick_dtype", lambda device: torch.float16)
+    monkeypatch.setattr(measured, "pick_dtype", lambda device: torch.float16)
     assert usual_precision(CPU) == "mixed"
     with pytest.raises(ValueError, match=r"bfloat16, which is not fast here. Measure precision='mixed'"):
-        measure("embedded", Plan(precision="bfloat16"))
+        measure_finetune("embedded", Plan(precision="bfloat16"))
 
 
 def test_a_checkpoint_of_another_precision_is_refused(tmp_path):

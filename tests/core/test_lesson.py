@@ -7,8 +7,8 @@ from IPython.utils.capture import capture_output
 
 from helpers.evaluation import difference, interval
 from helpers.lesson import LivePlot, claim, claims, compare_bars, say, show
+from helpers.machine.history import History
 from helpers.machine.paths import build_folder
-from helpers.training import History
 
 InteractiveShell.instance()  # what is displayed can only be caught inside IPython
 

@@ -45,9 +45,11 @@ from transformers.utils import logging
 from helpers import lora
 from helpers.attention import flat_attention
 from helpers.generation import Decoder
-from helpers.hardware.estimate import Plan, Shape, matmul_rate, memory, training_flops, usual_precision
-from helpers.machine.process import PeakMemory
-from helpers.models import pick_dtype
+from helpers.hardware.estimate import Plan, Shape, memory
+from helpers.hardware.measured import matmul_rate, usual_precision
+from helpers.machine.device import pick_dtype
+from helpers.machine.memory import PeakMemory
+from helpers.machine.weights import training_flops
 from helpers.tokenization import IGNORED, Row, flatten
 from helpers.training import Config, batches_of, token_losses, train
 

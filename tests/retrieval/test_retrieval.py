@@ -2,12 +2,10 @@ import socket
 
 import numpy as np
 import pytest
-import torch
 
 from helpers.data import DataError, read
-from helpers.machine.cache import clear_cache, made_folder, remember, weights_digest
+from helpers.machine.network import refuse_network
 from helpers.machine.paths import DATA
-from helpers.machine.process import refuse_network
 from helpers.models import ModelError
 from helpers.retrieval.search import Index, Passage, embed, fuse, hit_rate, is_hit, prompt_with, read_passages
 
@@ -132,32 +130,6 @@ def test_the_prompt_stays_within_its_budget(embedded):
     assert "Sentence 0" in prompt_with(tokenizer, "How much?", found, 60)  # the first passage alone is too long: it is cut
     with pytest.raises(ValueError, match="the budget is 10"):
         prompt_with(tokenizer, "How much?", found, 10)
-
-
-def test_weights_of_the_same_sum_are_told_apart():
-    layer, other = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
-    other.load_state_dict(layer.state_dict())
-    assert weights_digest(layer) == weights_digest(other)
-    with torch.no_grad():
-        other.weight.copy_(layer.weight.flip(0))
-    assert weights_digest(layer) != weights_digest(other)
-    assert weights_digest(layer) != weights_digest(layer.bfloat16())
-
-
-def test_what_was_made_is_remembered_until_its_content_changes(cached):
-    calls = []
-
-    def make():
-        calls.append(1)
-        return {"n": len(calls), "vectors": [1.5]}
-
-    assert remember(make, "thing", "a", 1) == remember(make, "thing", "a", 1) == {"n": 1, "vectors": [1.5]}
-    assert remember(make, "thing", "a", 2)["n"] == 2
-    next(cached.glob("thing-*.pt")).write_bytes(b"half")
-    remember(make, "thing", "a", 1), remember(make, "thing", "a", 2)
-    assert len(calls) == 3
-    clear_cache()
-    assert not cached.exists() and made_folder().name == "made"
 
 
 def test_a_missing_encoder_is_told(monkeypatch):

@@ -4,10 +4,9 @@ import threading
 import time
 
 import pytest
-import torch
 from huggingface_hub import constants
 
-from helpers.machine.process import PeakMemory, online, refuse_network
+from helpers.machine.network import online, refuse_network
 
 
 @pytest.fixture
@@ -79,17 +78,3 @@ def test_the_network_comes_back():
         sender.settimeout(0.05)
         sender.connect(("192.0.2.1", 80))
     assert "nothing may leave" not in str(told.value)
-
-
-def test_peak_memory_is_that_of_the_block():
-    """Also where a block lies in another one, as a run of the loop does in lesson 5."""
-    with PeakMemory(torch.device("cpu")) as outer:
-        large = torch.ones(2**27)  # 0.5 GiB
-        time.sleep(0.1)
-        del large
-        with PeakMemory(torch.device("cpu")) as inner:
-            small = torch.ones(2**26)
-            time.sleep(0.1)
-        assert small[0] == 1
-    assert outer.gib == pytest.approx(0.5, abs=0.1) and inner.gib == pytest.approx(0.25, abs=0.1)
-    assert outer.total == pytest.approx(inner.total + 0.25, abs=0.1)
