@@ -17,8 +17,8 @@ from scipy.stats import beta, norm, permutation_test, t
 from helpers.attention import flat_attention
 from helpers.data import DataError, Example
 from helpers.generation import generate
+from helpers.machine.device import pick_dtype
 from helpers.machine.progress import bar_if_long
-from helpers.models import pick_dtype
 from helpers.text.judging import REFUSALS, judgements
 from helpers.text.normalise import normalise
 from helpers.tokenization import IGNORED, Batch, Row, encode, flatten

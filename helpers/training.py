@@ -16,10 +16,11 @@ from accelerate import Accelerator
 from helpers.attention import batch_logits, flat_attention, is_flat, other_attention
 from helpers.hardware.estimate import layers_of, training_flops
 from helpers.machine import checkpoint
+from helpers.machine.device import pick_dtype
 from helpers.machine.probe import context_window
 from helpers.machine.process import PeakMemory, explain_lack_of_memory, keep_freed_memory, processes, stop_between_steps
 from helpers.machine.progress import Bar
-from helpers.models import frozen_in, pick_dtype
+from helpers.models import frozen_in
 from helpers.tokenization import Batch, Row, flatten, micro_batches
 
 SCHEDULES = ("cosine", "linear", "constant")

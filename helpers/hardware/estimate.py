@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
+from helpers.machine.device import pick_device, pick_dtype
 from helpers.machine.process import PeakMemory
-from helpers.models import pick_device, pick_dtype
 
 GIB = 2**30
 # Bytes a weight: as it is held, its gradient, and a second copy that is held all the time. Pure bfloat16 loses small updates.

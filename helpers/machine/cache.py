@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from helpers.machine.device import pick_device, pick_dtype
 from helpers.machine.files import written_aside
 from helpers.machine.paths import cache_folder
-from helpers.models import pick_device, pick_dtype
 
 
 def made_folder() -> Path:

@@ -21,7 +21,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from helpers.models import pick_dtype
+from helpers.machine.device import pick_dtype
 
 NETWORK_EVENTS = (  # https://docs.python.org/3/library/audit_events.html
     *("socket.connect", "socket.sendto", "socket.sendmsg"),

@@ -13,9 +13,9 @@ import torch
 
 from helpers.data import DataError
 from helpers.machine.cache import remember
+from helpers.machine.device import pick_device
 from helpers.machine.loading import ModelError, no_bars
 from helpers.machine.progress import bar_if_long
-from helpers.models import pick_device
 from helpers.text.normalise import normalise
 
 SUFFIXES = (".md", ".markdown", ".txt", ".rst")

@@ -22,8 +22,8 @@ from helpers.generation import Decoder
 from helpers.hardware import estimate
 from helpers.hardware.estimate import Plan, measure, usual_precision
 from helpers.machine import checkpoint
+from helpers.machine.device import pick_dtype
 from helpers.machine.process import processes
-from helpers.models import pick_dtype
 from helpers.tokenization import Row
 from helpers.training import Config, train
 

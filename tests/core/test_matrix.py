@@ -17,8 +17,9 @@ from helpers import lora
 from helpers.attention import flat_attention, reads_flat
 from helpers.evaluation import log_likelihoods
 from helpers.generation import Decoder, generate
+from helpers.machine.hub import find_model
 from helpers.machine.paths import ROOT
-from helpers.models import find_model, load_model, save_model
+from helpers.models import load_model, save_model
 from helpers.reading import can_share, way_to_answer
 from helpers.tokenization import IGNORED, Row, flatten, prompt_ids
 from helpers.training import Config, learning_rate_at, token_losses, train

@@ -9,8 +9,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 
+from helpers.machine.device import pick_dtype
 from helpers.machine.files import OutputError
-from helpers.models import ModelError, frozen_in, load_model, pick_dtype, save_model
+from helpers.machine.loading import ModelError
+from helpers.models import frozen_in, load_model, save_model
 
 
 def environment(**more):
@@ -196,7 +198,8 @@ def load_from(hub, name, home, **more):
     It tries again and again, and waits longer each time; here it does not wait.
     """
     code = (
-        "import sys, time\ntime.sleep = lambda seconds: None\nfrom helpers.models import ModelError, load_model\n"
+        "import sys, time\ntime.sleep = lambda seconds: None\n"
+        "from helpers.machine.loading import ModelError\nfrom helpers.models import load_model\n"
         "try:\n    model, _ = load_model(sys.argv[1], device='cpu')\n    print('LOADED', model.num_parameters())\n"
         "except ModelError as error:\n    print('ERROR', error)"
     )

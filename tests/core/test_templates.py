@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 from helpers.data import DataError, Example, read
 from helpers.generation import Answer, Decoder, generate
+from helpers.machine.loading import PLAIN
 from helpers.machine.packaged import CHATML
-from helpers.models import PLAIN
 from helpers.serving.contract import Chat
 from helpers.serving.engine import Loaded, Question, Refusal
 from helpers.text.messages import Message

@@ -13,9 +13,10 @@ from helpers.attention import flat_attention
 from helpers.data import Example, read
 from helpers.generation import generate
 from helpers.hardware.estimate import layers_of, training_flops
+from helpers.machine.device import pick_dtype
 from helpers.machine.paths import DATA
 from helpers.machine.process import tensorboard
-from helpers.models import load_model, pick_dtype, save_model
+from helpers.models import load_model, save_model
 from helpers.tokenization import IGNORED, Row, encode, encode_all, flatten
 from helpers.training import Config, batches_of, held_out_loss, learning_rate_at, only_upper_layers, token_losses, train
 

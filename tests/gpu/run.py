@@ -46,8 +46,8 @@ from helpers import lora
 from helpers.attention import flat_attention
 from helpers.generation import Decoder
 from helpers.hardware.estimate import Plan, Shape, matmul_rate, memory, training_flops, usual_precision
+from helpers.machine.device import pick_dtype
 from helpers.machine.process import PeakMemory
-from helpers.models import pick_dtype
 from helpers.tokenization import IGNORED, Row, flatten
 from helpers.training import Config, batches_of, token_losses, train
 

@@ -23,7 +23,9 @@ from helpers.hardware.estimate import (
     memory,
     usual_precision,
 )
-from helpers.models import EMBEDDED, frozen_in, pick_device
+from helpers.machine.device import pick_device
+from helpers.machine.packaged import EMBEDDED
+from helpers.models import frozen_in
 from helpers.tokenization import Row, flatten
 from helpers.training import Config, token_losses, train
 

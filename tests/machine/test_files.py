@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import helpers.__main__ as command_line
-from helpers import lora, models
+from helpers import models
+from helpers.machine import hub
 from helpers.machine.checkpoint import KEPT, disk_needed
 from helpers.machine.files import OutputError, check_apart, check_disk, check_file, check_folder, check_model_folder
 from helpers.serving.export import write_gguf
@@ -27,8 +28,8 @@ def places(tmp_path, monkeypatch):
     def too_far(*_, **__):
         raise AssertionError("a model was loaded before its output was checked")
 
-    for name in ("load_model", "find_model"):
-        monkeypatch.setattr(models, name, too_far)
+    monkeypatch.setattr(models, "load_model", too_far)
+    monkeypatch.setattr(hub, "find_model", too_far)
     (tmp_path / "file").write_text("mine")
     (tmp_path / "rows.csv").write_text("question,answer\nWhat?,That.\n")
     for name in ("full/thesis.txt", "model/config.json", "adapter/adapter_config.json", "killed/config.json"):
@@ -97,7 +98,7 @@ def test_a_full_disk_is_told_before_the_model_is_loaded_and_exactly_before_it_is
     free, usage = {"bytes": 1000}, namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, free["bytes"]))
     real, loaded = models.load_model, []
-    monkeypatch.setattr(lora, "load_model", lambda *names: loaded.append(names) or real(*names))
+    monkeypatch.setattr(models, "load_model", lambda *names: loaded.append(names) or real(*names))
     arguments = ("train", "--data", rows, "--model", tiny, "--output", tmp_path / "deep" / "new")
     with pytest.raises(OutputError, match=r"the finetuned model takes .* GB, and 0.0 GB are free"):
         call(*arguments)

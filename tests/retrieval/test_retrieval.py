@@ -6,9 +6,9 @@ import torch
 
 from helpers.data import DataError, read
 from helpers.machine.cache import clear_cache, made_folder, remember, weights_digest
+from helpers.machine.loading import ModelError
 from helpers.machine.paths import DATA
 from helpers.machine.process import refuse_network
-from helpers.models import ModelError
 from helpers.retrieval.search import Index, Passage, embed, fuse, hit_rate, is_hit, prompt_with, read_passages
 
 PAGES = {

@@ -1,0 +1,35 @@
+"""Device: where to compute, and in what precision."""
+
+import os
+
+import torch
+
+
+def pick_device() -> torch.device:
+    """Choose the fastest device there is: an NVIDIA GPU, an Apple GPU, or the CPU."""
+    if torch.cuda.is_available():  # accelerate gives each process of a machine a GPU of its own
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def pick_dtype(device: torch.device) -> torch.dtype:
+    """Choose what to compute in: bfloat16 where the device is fast at it, else float16 where it is fast at that, or float32.
+
+    All of the course asks here. Without instructions for it a product in bfloat16 can take 450 times as long as in float32.
+    NVIDIA GPUs have them from compute capability 8 on; those of 7 (V100, T4) multiply float16 some eight times as fast as
+    float32, and older ones no faster. Apple's GPUs stay at float32: of PyTorch's users who tried, none found 16 bits faster
+    there, and the first two kinds emulate bfloat16 (https://github.com/huggingface/transformers/pull/40458).
+    The environment variable FINETUNING_BF16 switches bfloat16 off ("off" or "0"), to try how such a machine computes;
+    unset, the device decides. Raises ValueError for any other value.
+    """
+    switch = os.environ.get("FINETUNING_BF16", "")
+    if switch not in ("", "off", "0"):
+        raise ValueError(f"FINETUNING_BF16 is {switch!r}; it has to be off or 0. Unset it to let the device decide.")
+    if device.type == "cuda":
+        generation, _ = torch.cuda.get_device_capability(device)
+        if generation < 7:
+            return torch.float32
+        return torch.bfloat16 if generation >= 8 and not switch else torch.float16
+    capable = torch.cpu.get_capabilities() if device.type == "cpu" and not switch else {}
+    fast = any(capable.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return torch.bfloat16 if fast else torch.float32
