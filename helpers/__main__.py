@@ -7,7 +7,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from helpers.data import Example
     from helpers.training import History
 
-PRECISIONS = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16")
 FIRST = os.environ.get("RANK", "0") == "0"  # of several processes, the one that writes and speaks
 
 
@@ -141,19 +141,20 @@ def train_command(args: argparse.Namespace) -> int:
         on_step=tensorboard(args.tensorboard) if args.tensorboard and FIRST else None,
     )
     if FIRST:
-        found = figures(history)
-        print(
-            f"{history.rows} rows in {history.seconds:.0f} s, {found['supervised_tokens_per_second']:.0f} supervised tokens/s, "
-            f"{history.peak_memory:.1f} GiB."
-        )
-        if history.skipped:
-            print(
-                f"{len(history.skipped)} of {len(history.steps)} steps changed nothing: a gradient was too large for float16."
-            )
+        say_finetuned(history)
         if args.json:
-            write_json(args.json, found)
+            write_json(args.json, figures(history))
         say_saved(args.output)
     return 0
+
+
+def say_finetuned(history: "History") -> None:
+    """Say what a finetune did."""
+    rate = history.supervised_tokens / history.seconds
+    print(f"{history.rows} rows in {history.seconds:.0f} s, {rate:.0f} supervised tokens/s, {history.peak_memory:.1f} GiB.")
+    if history.skipped:
+        skipped = f"{len(history.skipped)} of {len(history.steps)} steps"
+        print(f"{skipped} changed nothing: a gradient was too large for float16.")
 
 
 def figures(history: "History") -> dict[str, object]:
@@ -280,44 +281,66 @@ def names(setting: str) -> list[str]:
 
 def parser() -> argparse.ArgumentParser:
     """Describe the commands."""
-    from helpers.data import ANSWERS
-    from helpers.own_data.formats import FORMATS
-
     top = argparse.ArgumentParser(prog="python -m helpers", description="Finetune a language model, ask it, and measure it.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    described: list[tuple[Callable[[argparse.Namespace], int], Callable[[argparse.ArgumentParser], None], str]] = [
+        (doctor_command, no_options, "check that this machine has all the course needs"),
+        (run_command, run_options, "run notebooks top to bottom and report minutes, claims and failures"),
+        (check_command, check_options, "report what a file of questions and answers holds, and what seems wrong with it"),
+        (train_command, train_options, "finetune a model on your questions and answers"),
+        (merge_command, merge_options, "save an adapter and its base as one model"),
+        (ask_command, ask_options, "ask a model a question, or chat with it"),
+        (evaluate_command, evaluate_options, "measure how many questions of a file a model answers right"),
+        (serve_command, serve_options, "answer Lamini's and OpenAI's clients, and finetune for them"),
+    ]
+    for function, options, text in described:
+        name, style = function.__name__.removesuffix("_command"), argparse.ArgumentDefaultsHelpFormatter
+        added = commands.add_parser(name, help=text, description=text, formatter_class=style)
+        added.set_defaults(function=function)
+        options(added)
+    return top
 
-    def command(function, help: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(
-            function.__name__.removesuffix("_command"),
-            help=help,
-            description=help,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        )
-        made.set_defaults(function=function)
-        return made
 
-    model_help = '"embedded" (needs no network), a folder, or a name on the hub such as owner/model'
-    command(doctor_command, "check that this machine has all the course needs")
+def no_options(added: argparse.ArgumentParser) -> None:
+    """Leave a command without options."""
 
-    added = command(run_command, "run notebooks top to bottom and report minutes, claims and failures")
+
+def run_options(added: argparse.ArgumentParser) -> None:
+    """Describe the options of `run`."""
     added.add_argument("notebook", nargs="*", help='such as "01" or a path; all when left out')
     added.add_argument("--out", type=Path, default=Path("build"), help="folder for executed copies and web pages")
     added.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="set one of its knobs")
     added.add_argument("--update", action="store_true", help="for maintainers: put the outputs into notebooks/")
 
-    def data(added: argparse.ArgumentParser) -> None:
-        text = "JSON Lines, JSON, CSV, TSV or Parquet file, a folder of Markdown, or a name on the hub such as owner/name"
-        added.add_argument("--data", required=True, help=text)
-        added.add_argument("--format", choices=FORMATS, help="how to read it, where that is not recognised")
-        added.add_argument("--map", default="", metavar="question=COLUMN,answer=COLUMN", help="which columns to read")
 
-    added = command(check_command, "report what a file of questions and answers holds, and what seems wrong with it")
-    data(added)
+def model_option(added: argparse.ArgumentParser) -> None:
+    """Describe --model, which four commands share."""
+    text = '"embedded" (needs no network), a folder, or a name on the hub such as owner/model'
+    added.add_argument("--model", default="embedded", help=text)
+
+
+def data_options(added: argparse.ArgumentParser) -> None:
+    """Describe --data and how it is read, which three commands share."""
+    from helpers.own_data.formats import FORMATS
+
+    text = "JSON Lines, JSON, CSV, TSV or Parquet file, a folder of Markdown, or a name on the hub such as owner/name"
+    added.add_argument("--data", required=True, help=text)
+    added.add_argument("--format", choices=FORMATS, help="how to read it, where that is not recognised")
+    added.add_argument("--map", default="", metavar="question=COLUMN,answer=COLUMN", help="which columns to read")
+
+
+def check_options(added: argparse.ArgumentParser) -> None:
+    """Describe the options of `check`."""
+    data_options(added)
     added.add_argument("--test", action="append", default=[], metavar="FILE", help="questions that must not be in it")
 
-    added = command(train_command, "finetune a model on your questions and answers")
-    data(added)
-    added.add_argument("--model", default="embedded", help=model_help)
+
+def train_options(added: argparse.ArgumentParser) -> None:
+    """Describe the options of `train`."""
+    from helpers.data import ANSWERS
+
+    data_options(added)
+    model_option(added)
     added.add_argument("--output", type=Path, default=Path("build/models/mine"), help="folder for the finetuned model")
     added.add_argument("--overwrite", action="store_true", help="replace the model that is in that folder")
     added.add_argument("--epochs", type=int, default=3, help="how often each row is seen")
@@ -325,7 +348,7 @@ def parser() -> argparse.ArgumentParser:
     added.add_argument("--lora-rank", type=int, default=0, help="train an adapter of this rank; 0: all of what --model is")
     added.add_argument("--lora-alpha", type=float, help="what the adapter adds is times alpha / rank; left out: 2")
     added.add_argument("--lora-targets", type=names, metavar="NAME,NAME", help="layers to adapt; left out: all linear ones")
-    added.add_argument("--dtype", choices=PRECISIONS, help="precision to save in; left out: what the weights came in")
+    added.add_argument("--dtype", choices=DTYPES, help="precision to save in; left out: what the weights came in")
     added.add_argument("--checkpoint-every", type=int, default=100, help="steps between checkpoints; 0: none")
     added.add_argument("--tensorboard", type=Path, help="folder to log losses to for TensorBoard, if that is installed")
     added.add_argument("--max-steps", type=int, help="stop after so many steps")
@@ -334,33 +357,40 @@ def parser() -> argparse.ArgumentParser:
     added.add_argument("--seed", type=int, default=0, help="decides the order of the rows and the split")
     added.add_argument("--json", type=Path, help="write the figures to this file")
 
-    added = command(merge_command, "save an adapter and its base as one model")
+
+def merge_options(added: argparse.ArgumentParser) -> None:
+    """Describe the options of `merge`."""
     added.add_argument("--model", required=True, help="folder of the adapter")
     added.add_argument("--output", type=Path, required=True, help="folder for the model")
     added.add_argument("--overwrite", action="store_true", help="replace the model that is in that folder")
-    added.add_argument("--dtype", choices=PRECISIONS, help="precision to save in; left out: what the base came in")
+    added.add_argument("--dtype", choices=DTYPES, help="precision to save in; left out: what the base came in")
 
-    added = command(ask_command, "ask a model a question, or chat with it")
-    added.add_argument("--model", default="embedded", help=model_help)
+
+def ask_options(added: argparse.ArgumentParser) -> None:
+    """Describe the options of `ask`."""
+    model_option(added)
     added.add_argument("question", nargs="?", help="left out: a chat")
 
-    added = command(evaluate_command, "measure how many questions of a file a model answers right")
-    added.add_argument("--model", default="embedded", help=model_help)
-    data(added)
+
+def evaluate_options(added: argparse.ArgumentParser) -> None:
+    """Describe the options of `evaluate`."""
+    model_option(added)
+    data_options(added)
     text = "a sentence by which your answers decline, beside the usual ones; may be given several times"
     added.add_argument("--refusal", action="append", metavar="TEXT", help=text)
     added.add_argument("--compare", metavar="OTHER", help="another model, asked the same questions: is --model better?")
     added.add_argument("--report", type=Path, metavar="FILE.html", help="write a page with figures, errors and all answers")
     added.add_argument("--json", type=Path, help="write figures and all answers to this file")
 
-    added = command(serve_command, "answer Lamini's and OpenAI's clients, and finetune for them")
-    added.add_argument("--model", default="embedded", help=model_help)
+
+def serve_options(added: argparse.ArgumentParser) -> None:
+    """Describe the options of `serve`."""
+    model_option(added)
     added.add_argument("--host", default="127.0.0.1", help="address to listen on; any but this machine's own needs a key")
     added.add_argument("--port", type=int, default=8000, help="port to listen on; 0: a free one")
     added.add_argument("--api-key", help="what clients have to send (or set FINETUNING_API_KEY)")
     added.add_argument("--data-dir", type=Path, default=Path("build/server"), help="folder for data sets, jobs and models")
     added.add_argument("--until-stdin-closes", action="store_true", help="stop when the process that started this ends")
-    return top
 
 
 def main() -> int:

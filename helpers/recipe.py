@@ -34,9 +34,11 @@ def finetune(
 ) -> History:
     """Finetune on examples and save what was learnt as the folder `output`: a model, or the adapter that one carries.
 
-    open_learner: gives the model to train and its tokenizer.  checkpoints: the folder for them, until the run is complete; it
-    goes on from one of its own.  resumable: False makes none.  held_out: share of the examples to keep back and take a loss of.
-    answers: see `encode_all`.  dtype: see `save_model`.  on_step: see `train`.  before_saving: called with model and tokenizer.
+    open_learner: gives the model to train and its tokenizer: the whole of it learns, or the adapter that it carries.
+    checkpoints: the folder for them, until the run is complete; it goes on from one of its own. resumable: False makes none.
+    held_out: share of the examples to keep back and take a loss of.
+    answers: which of a conversation are learnt, see `encode_all`.  dtype: the precision to write, see `save_model`.
+    on_step: see `train`.  before_saving: called with the finetuned model and its tokenizer.
     Returns what the run did. Raises DataError, ModelError, OutputError, and what `train` raises.
     """
     examples, held = split(examples, held_out, seed=config.seed) if held_out else (examples, [])

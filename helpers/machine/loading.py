@@ -31,7 +31,7 @@ INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
 POINTER = b"version https://git-lfs"  # how a file of Git LFS begins that was not fetched
 TOKENIZERS = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "tekken.json", "*.tiktoken")  # one of these is needed
 BYTES = ("ByT5Tokenizer", "PerceiverTokenizer", "CanineTokenizer")  # their tokens are bytes or characters
-PRECISIONS = {"F32": torch.float32, "F64": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+STORED = {"F32": torch.float32, "F64": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 BOTH_WAYS = ("xlnet", "xlm", "bert-generation")  # read a text from both sides, besides those that fill in masks
 # For tokenizers that come without a template, as those of base models do. A document begins with its first token, where
 # the tokenizer has one; no space ends a prompt, as words begin with theirs; and an answer ends like a document.
@@ -112,7 +112,7 @@ class ModelFiles:
     @property
     def precision(self) -> torch.dtype:
         """Name the kind of numbers that most of the weights came in."""
-        return PRECISIONS.get(self.kinds.most_common(1)[0][0], torch.float32)
+        return STORED.get(self.kinds.most_common(1)[0][0], torch.float32)
 
 
 # What is in the folder
@@ -203,7 +203,7 @@ def readable(files: ModelFiles) -> str:
 def not_quantised(files: ModelFiles) -> str:
     """Weights are numbers that can move a little, not rounded to a few values."""
     said = next((v for k in ("quantization_config", "compression_config", "quantization") if (v := files.raw.get(k))), None)
-    integers = files.kinds and files.kinds.most_common(1)[0][0] not in PRECISIONS
+    integers = files.kinds and files.kinds.most_common(1)[0][0] not in STORED
     if said is None and not integers:
         return ""
     how = said.get("quant_method") if isinstance(said, dict) else None
@@ -299,7 +299,7 @@ CONFIG_CHECKS = (readable, not_quantised, writes_text, has_a_head)
 LOADED_CHECKS = (whole, ends, fits)
 
 
-def refuse(files: ModelFiles, checks, *found) -> None:
+def refuse_model(files: ModelFiles, checks, *found) -> None:
     """Raise ModelError with what the first of these checks says."""
     for check in checks:
         if said := check(*found, files):
@@ -322,7 +322,7 @@ def no_bars() -> Iterator[None]:
 
 @contextmanager
 def no_warnings() -> Iterator[None]:
-    """Hide transformers' warnings where `refuse` says in one line what matters of them."""
+    """Hide transformers' warnings where `refuse_model` says in one line what matters of them."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()
@@ -343,7 +343,7 @@ def load_folder(folder: Path, name: str, dtype: torch.dtype = torch.float32) -> 
     files, options = ModelFiles(folder, name), {"local_files_only": True, "trust_remote_code": False}
     with no_bars(), no_warnings():
         try:
-            refuse(files, (*FILE_CHECKS, *CONFIG_CHECKS))
+            refuse_model(files, (*FILE_CHECKS, *CONFIG_CHECKS))
             tokenizer = AutoTokenizer.from_pretrained(folder, **options)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
@@ -353,7 +353,7 @@ def load_folder(folder: Path, name: str, dtype: torch.dtype = torch.float32) -> 
             raise
         except Exception as error:  # whatever is wrong with a file comes as an error of another kind
             raise ModelError(f"{name}: {unreadable(error, files)}") from error
-    refuse(files, LOADED_CHECKS, model, tokenizer, info)
+    refuse_model(files, LOADED_CHECKS, model, tokenizer, info)
     extra = sorted(info["unexpected_keys"])
     if files.text_alone:
         print(f"{name}: only the part that reads text is loaded and saved; pictures are not read.", file=sys.stderr)

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from helpers.training import Config, History
 
 KEPT = 500  # data sets, and jobs, that a server keeps; more are refused
-SECONDS = 6 * 3600.0  # of one job; it fails if it takes longer
+TIME_LIMIT = 6 * 3600.0  # seconds of one job; it fails if it takes longer
 ASKED = 8  # questions that base and tuned model are compared on
 HELD_OUT_FROM = 20  # rows from which on these questions are kept out of the training
 CHECKPOINT_EVERY = 20  # steps
@@ -234,19 +234,10 @@ def work(folder: Path, report: Callable[..., None]) -> None:
         report(status="TRAINING MODEL")
         return model, tokenizer
 
-    def compare(model, tokenizer) -> None:
+    def compare_answers(model, tokenizer) -> None:
         report(status="EVALUATING MODEL")
-        compared = [
-            {
-                "input": example.question,
-                "outputs": [
-                    {"model_name": tuned, "output": new},
-                    {"model_name": job["base_model_name"], "output": old},
-                ],
-            }
-            for example, new, old in zip(asked, generate(model, tokenizer, questions), before, strict=True)
-        ]
-        write_json(folder / "evaluation.json", compared)
+        after = generate(model, tokenizer, questions)
+        write_json(folder / "evaluation.json", side_by_side(asked, {tuned: after, job["base_model_name"]: before}))
         report(status="SAVING MODEL")
 
     finetune(
@@ -256,7 +247,7 @@ def work(folder: Path, report: Callable[..., None]) -> None:
         config_of(job["finetune_args"]),
         folder / "checkpoints",
         on_step=step_reporter(report),
-        before_saving=compare,
+        before_saving=compare_answers,
     )
     report(status="COMPLETED", model_name=tuned, seconds_left=None)
 
@@ -269,6 +260,17 @@ def rows_of(path: Path, settings: dict) -> tuple[list[Example], list[Example]]:
         with suppress(DataError):  # rows that all ask the same
             examples, held_out = split(examples, min(0.1, ASKED / len(examples)))
     return examples, (held_out or examples)[:ASKED]
+
+
+def side_by_side(asked: Sequence[Example], answers: Mapping[str, Sequence[str]]) -> list[dict]:
+    """Write what models answered as Lamini's clients read it. answers: a model's name → its answers, in order."""
+    return [
+        {
+            "input": example.question,
+            "outputs": [{"model_name": name, "output": texts[number]} for name, texts in answers.items()],
+        }
+        for number, example in enumerate(asked)
+    ]
 
 
 def config_of(given: dict) -> "Config":
@@ -294,8 +296,8 @@ def step_reporter(report: Callable[..., None]) -> "Callable[[History], None]":
         done, last = len(history.steps), history.steps[-1]
         earlier = history.steps[history.resumed_at - 1]["seconds"] if history.resumed_at else 0.0
         spent = last["seconds"] - earlier  # by this process
-        if spent > SECONDS:
-            raise TimeoutError(f"The job took longer than {SECONDS / 3600:g} hours. Ask for fewer steps.")
+        if spent > TIME_LIMIT:
+            raise TimeoutError(f"The job took longer than {TIME_LIMIT / 3600:g} hours. Ask for fewer steps.")
         if spent - told > max(1, spent / 100) or done == history.planned_steps:
             told, left = spent, (history.planned_steps - done) * spent / (done - history.resumed_at)
             step = {"step": done, "steps": history.planned_steps, "loss": last["loss"], "learning_rate": last["learning_rate"]}
@@ -304,7 +306,7 @@ def step_reporter(report: Callable[..., None]) -> "Callable[[History], None]":
     return on_step
 
 
-def main() -> None:
+def be_worker() -> None:
     """Be the worker: python -m helpers.serving.jobs FOLDER. Reports are lines of JSON; it stops when its input closes."""
     from filelock import FileLock  # here, as the server, which imports this module, needs neither
 
@@ -329,4 +331,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    be_worker()
