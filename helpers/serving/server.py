@@ -60,7 +60,7 @@ def serve_forever(model: str, host: str, port: int, key: str | None, folder: Pat
     with listen(host, port) as listener:
         import uvicorn  # from here on it takes a few seconds, so what stands in the way has been told before
 
-        from helpers.lora import open_model
+        from helpers.models import open_model
         from helpers.serving.engine import Engine
         from helpers.serving.guard import LOOPBACK
         from helpers.serving.jobs import Jobs

@@ -19,8 +19,8 @@ import requests
 from transformers import AutoTokenizer
 
 from helpers.data import read
+from helpers.machine.hub import find_model
 from helpers.machine.paths import DATA, build_folder
-from helpers.models import find_model
 from helpers.serving.server import Server, serve
 
 NEW_TOKENS = 64

@@ -7,7 +7,8 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from helpers import lora
-from helpers.models import ModelError
+from helpers.machine.adapter_files import PREFIX
+from helpers.machine.loading import ModelError
 
 IDS = torch.tensor([[5, 7, 9, 11, 13, 6, 8]])
 USUAL = {
@@ -68,7 +69,7 @@ def test_as_peft_has_it(kind, tmp_path, capsys):
     assert torch.equal(logits(ours), plain)
     usual = {"r": 3, "lora_alpha": 7, "task_type": "CAUSAL_LM"}
     theirs = peft.get_peft_model(tiny_model(kind), peft.LoraConfig(**usual, target_modules="all-linear"))
-    found = {n.removeprefix(lora.PREFIX) for n, module in theirs.named_modules() if hasattr(module, "lora_A")}
+    found = {n.removeprefix(PREFIX) for n, module in theirs.named_modules() if hasattr(module, "lora_A")}
     block = {name for name in found if ".experts" in name or name.endswith("mlp.gate")}  # no linear layers
     assert bool(block) == (kind == "qwen3_moe") and set(lora.layers(ours)) == found - block
     if block:

@@ -7,7 +7,10 @@ import torch
 
 from helpers import lora
 from helpers.generation import generate
-from helpers.models import ModelError, load_model
+from helpers.machine.adapted import disabled, remove, trainable_share
+from helpers.machine.adapter_files import PLAIN_FIELDS
+from helpers.machine.loading import ModelError
+from helpers.models import load_model
 from helpers.tokenization import Row
 from helpers.training import Config, train
 
@@ -38,7 +41,7 @@ def test_a_new_adapter_changes_nothing_and_only_it_learns(tiny):
     learns = {name for name, weight in model.named_parameters() if weight.requires_grad}
     assert learns and all(".lora_A." in name or ".lora_B." in name for name in learns)
     sizes = {name: weight.numel() for name, weight in model.named_parameters()}
-    assert lora.trainable_share(model) == sum(sizes[name] for name in learns) / sum(sizes.values())
+    assert trainable_share(model) == sum(sizes[name] for name in learns) / sum(sizes.values())
 
 
 def test_training_moves_the_adapter_and_leaves_the_base(tiny, adapted):
@@ -47,7 +50,7 @@ def test_training_moves_the_adapter_and_leaves_the_base(tiny, adapted):
     for name, layer in lora.layers(adapted).items():
         assert torch.equal(layer.base.weight, original[name + ".weight"])
         assert layer.lora_B.weight.abs().max() > 0
-    with lora.disabled(adapted):
+    with disabled(adapted):
         assert torch.equal(logits(adapted), logits(base))
     assert not torch.allclose(logits(adapted), logits(base), atol=1e-3)
 
@@ -67,7 +70,7 @@ def test_save_load_and_swap(tiny, adapted, tmp_path):
     lora.load(other, tmp_path / "one")  # in place of the one it has
     assert torch.equal(logits(other), expected)
     assert all(name.split(".")[-2] in ("lora_A", "lora_B") for name, w in other.named_parameters() if w.requires_grad)
-    lora.remove(other)
+    remove(other)
     assert torch.equal(logits(other), logits(load_model(tiny, "cpu")[0]))
 
 
@@ -164,7 +167,7 @@ def test_every_field_of_a_peft_config_is_heeded_or_refused(tiny, adapted, tmp_pa
     usual["target_modules"] = list(usual["target_modules"])
     path.write_text(json.dumps(usual))
     lora.load(adapted, tmp_path)
-    before, changed = logits(adapted), sorted(set(usual) - lora.PLAIN_FIELDS)
+    before, changed = logits(adapted), sorted(set(usual) - PLAIN_FIELDS)
     assert {"use_dora", "lora_bias", "modules_to_save", "trainable_token_indices", "target_parameters"} <= set(changed)
     others = [
         ("bias", "all"),

@@ -19,8 +19,9 @@ from helpers.evaluation import log_likelihoods
 from helpers.generation import Decoder, generate
 from helpers.hardware.estimate import Shape
 from helpers.machine.decoding import can_share, way_to_answer
+from helpers.machine.hub import find_model
 from helpers.machine.paths import ROOT
-from helpers.models import find_model, load_model, save_model
+from helpers.models import load_model, save_model
 from helpers.tokenization import IGNORED, Row, flatten, prompt_ids
 from helpers.training import Config, learning_rate_at, token_losses, train
 
@@ -183,7 +184,7 @@ def test_an_adapter_is_trained_saved_loaded_and_merged(name, model, tmp_path):
 
 
 def test_a_model_without_linear_layers_takes_no_adapter():
-    with pytest.raises(ValueError, match=r"^No layer of this model fits an adapter.*Train it without: no rank\.$"):
+    with pytest.raises(ValueError, match=r"^No layer of this model fits an adapter.*Train it without one\.$"):
         lora.add(make("Llama", num_hidden_layers=0))
 
 

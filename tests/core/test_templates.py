@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 from helpers.data import DataError, Example
 from helpers.generation import Answer, Decoder, generate
+from helpers.machine.loading import PLAIN
 from helpers.machine.packaged import CHATML
-from helpers.models import PLAIN
 from helpers.own_data.rows import read_any
 from helpers.serving.contract import Chat
 from helpers.serving.engine import Loaded, Question, Refusal

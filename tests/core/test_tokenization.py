@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from helpers.data import DataError, Example
-from helpers.models import PLAIN
+from helpers.machine.loading import PLAIN
 from helpers.tokenization import IGNORED, Row, encode, flatten, micro_batches, prompt_ids
 
 ASKED = Example("What does the Heron kettle cost?", "The Heron kettle costs 59 euros.")

@@ -9,7 +9,7 @@ import torch
 from helpers.hardware.estimate import GIB, Plan, Shape, memory
 from helpers.hardware.measured import matmul_rate, measure_finetune, usual_precision
 from helpers.machine.device import pick_device
-from helpers.models import EMBEDDED
+from helpers.machine.packaged import EMBEDDED
 
 
 # Neither setting chose the constants: that was done on 16 rows of 64 tokens.

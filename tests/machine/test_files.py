@@ -1,5 +1,6 @@
 """What cannot be written is told before anything slow begins; what is there is not replaced unasked."""
 
+import json
 import os
 import shutil
 from collections import namedtuple
@@ -10,8 +11,19 @@ import torch
 
 import helpers.__main__ as command_line
 from helpers import lora, models
+from helpers.machine import hub
 from helpers.machine.checkpoint import KEPT, disk_needed
-from helpers.machine.files import OutputError, check_apart, check_disk, check_file, check_folder, check_model_folder
+from helpers.machine.files import (
+    OutputError,
+    check_apart,
+    check_disk,
+    check_file,
+    check_folder,
+    check_model_folder,
+    replace_folder,
+    write_json,
+    written_aside,
+)
 from helpers.models import save_model
 from helpers.serving.export import write_gguf
 from helpers.tokenization import Row
@@ -31,8 +43,8 @@ def places(tmp_path, monkeypatch):
     def too_far(*_, **__):
         raise AssertionError("a model was loaded before its output was checked")
 
-    for name in ("load_model", "find_model"):
-        monkeypatch.setattr(models, name, too_far)
+    monkeypatch.setattr(models, "load_model", too_far)
+    monkeypatch.setattr(hub, "find_model", too_far)
     (tmp_path / "file").write_text("mine")
     (tmp_path / "rows.csv").write_text("question,answer\nWhat?,That.\n")
     for name in ("full/thesis.txt", "model/config.json", "adapter/adapter_config.json", "killed/config.json"):
@@ -101,7 +113,7 @@ def test_a_full_disk_is_told_before_the_model_is_loaded_and_exactly_before_it_is
     free, usage = {"bytes": 1000}, namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, free["bytes"]))
     real, loaded = models.load_model, []
-    monkeypatch.setattr(lora, "load_model", lambda *names: loaded.append(names) or real(*names))
+    monkeypatch.setattr(models, "load_model", lambda *names: loaded.append(names) or real(*names))
     arguments = ("train", "--data", rows, "--model", tiny, "--output", tmp_path / "deep" / "new")
     with pytest.raises(OutputError, match=r"the finetuned model takes .* GB, and 0.0 GB are free"):
         call(*arguments)
@@ -143,3 +155,37 @@ def test_an_existing_model_is_replaced_when_asked_and_a_killed_run_goes_on(tiny,
         patch.setattr(shutil, "rmtree", lambda path, **options: None if Path(path) == kept else real(path, **options))
         assert call(*arguments, "--overwrite") == 0
     assert any(kept.iterdir()) and call(*arguments) == 0 and not kept.exists()
+
+
+def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "deep" / "figures.json"
+    write_json(path, {"loss": 1.5})
+    with pytest.raises(KeyboardInterrupt), written_aside(path) as partial:
+        partial.write_text("half")
+        raise KeyboardInterrupt
+    assert json.loads(path.read_text()) == {"loss": 1.5} and [file.name for file in path.parent.iterdir()] == ["figures.json"]
+
+
+def test_of_a_link_the_file_is_replaced_and_a_pipe_is_written_to(tmp_path):
+    (tmp_path / "kept").mkdir()
+    link, pipe = tmp_path / "link.json", tmp_path / "pipe"
+    link.symlink_to(tmp_path / "kept" / "figures.json")
+    write_json(link, [1])
+    assert link.is_symlink() and (tmp_path / "kept" / "figures.json").read_text() == "[\n 1\n]"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_json(pipe, [1])
+    assert os.read(reader, 99) == b"[\n 1\n]" and pipe.is_fifo()
+    os.close(reader)
+
+
+def test_a_folder_is_replaced_as_a_whole_and_others_may_read_it(tmp_path):
+    for content in ("old", "new"):
+        with replace_folder(tmp_path / "mine", "config.json") as partial:
+            assert not any(partial.iterdir())
+            (partial / "config.json").write_text(content)
+    with pytest.raises(KeyboardInterrupt), replace_folder(tmp_path / "mine", "config.json"):
+        raise KeyboardInterrupt
+    assert (tmp_path / "mine" / "config.json").read_text() == "new" and [path.name for path in tmp_path.iterdir()] == ["mine"]
+    (tmp_path / "plain").mkdir()
+    assert (tmp_path / "mine").stat().st_mode == (tmp_path / "plain").stat().st_mode

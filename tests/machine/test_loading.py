@@ -15,9 +15,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from helpers import lora
-from helpers.__main__ import main
-from helpers.lora import open_learner, open_model
-from helpers.models import ModelError, load_model, save_model
+from helpers.__main__ import main, open_learner
+from helpers.machine.loading import ModelError
+from helpers.models import load_model, open_model, save_model
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 USUAL = {"vocab_size": 64, **SIZES, "num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}

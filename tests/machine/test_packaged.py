@@ -18,12 +18,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Qwen2Config
 from transformers import modeling_gguf_pytorch_utils as known
 
-from helpers import models
-from helpers.machine import packaged
+from helpers.machine import hub, packaged
 from helpers.machine.files import OutputError
+from helpers.machine.hub import find_model
+from helpers.machine.loading import PLAIN, ModelError
 from helpers.machine.packaged import PACKAGED, Packaged
 from helpers.machine.paths import ROOT
-from helpers.models import ModelError, find_model, load_model
+from helpers.models import load_model
 from helpers.serving.export import interleave, write_gguf
 
 PARTS = tuple((f"made_up_part{n}", f"data/part{n:02}.bin") for n in (1, 2, 3))
@@ -133,7 +134,7 @@ def test_the_embedded_model_without_its_package_says_how_to_install_it(bare):
 
 def test_without_packages_the_hub_takes_its_place_and_that_is_said(bare, tiny, monkeypatch, capsys):
     asked = []
-    monkeypatch.setattr(models, "_download", lambda name: asked.append(name) or tiny)
+    monkeypatch.setattr(hub, "download", lambda name: asked.append(name) or tiny)
     model, _ = load_model("base", device="cpu")
     assert asked == ["HuggingFaceTB/SmolLM2-135M"] == [model.config.name_or_path]  # an adapter of it names its real base
     said = capsys.readouterr().out
@@ -235,7 +236,7 @@ def test_the_base_model():
     model, tokenizer = real("base")
     assert sum(weight.numel() for weight in model.parameters()) == 268_098_176
     assert model.config.sliding_window == 512 and model.config.layer_types.count("full_attention") == 3
-    assert tokenizer.chat_template == models.PLAIN and tokenizer.bos_token == "<bos>"
+    assert tokenizer.chat_template == PLAIN and tokenizer.bos_token == "<bos>"
     ids = tokenizer("What is the capital of Mexico?", return_tensors="pt").input_ids
     assert ids[0, 0] == tokenizer.bos_token_id
     text = tokenizer.decode(model.generate(ids, max_new_tokens=24, do_sample=False)[0])

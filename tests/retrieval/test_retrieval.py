@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from helpers.data import DataError, read
+from helpers.machine.loading import ModelError
 from helpers.machine.network import refuse_network
 from helpers.machine.paths import DATA
-from helpers.models import ModelError
 from helpers.retrieval.search import Index, Passage, embed, fuse, hit_rate, is_hit, prompt_with, read_passages
 
 PAGES = {

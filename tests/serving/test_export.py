@@ -9,7 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig
 
 from helpers import lora
-from helpers.models import ModelError, load_model
+from helpers.machine.adapted import remove
+from helpers.machine.loading import ModelError
+from helpers.models import load_model
 from helpers.serving.export import interleave, write_gguf
 
 TEXT = "Arr, it's 1,234 café tables\n\n  <|im_start|>user two  spaces<|im_end|>"
@@ -78,5 +80,5 @@ def test_what_cannot_be_written_is_refused(written, tmp_path):
     lora.add(model, rank=2)
     with pytest.raises(ModelError, match=r"lora\.merge"):
         write_gguf(model, tokenizer, tmp_path / "x.gguf")
-    lora.remove(model)
+    remove(model)
     assert not (tmp_path / "x.gguf").exists()

@@ -45,13 +45,13 @@ from schemathesis.specs.openapi.checks import (
 
 from helpers.data import Example, write
 from helpers.generation import Decoder, generate
-from helpers.lora import open_model
+from helpers.machine.files import write_json
 from helpers.machine.paths import ROOT
-from helpers.models import load_model
+from helpers.models import load_model, open_model
 from helpers.serving import engine, guard, routes
 from helpers.serving.contract import cast
 from helpers.serving.engine import Engine
-from helpers.serving.jobs import Jobs, work, write_json
+from helpers.serving.jobs import Jobs, work
 from helpers.serving.server import lamini_client, serve
 
 ROWS = [{"input": f"What is number {i}?", "output": f"It is {i * 7}."} for i in range(24)]

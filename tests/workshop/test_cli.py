@@ -91,7 +91,8 @@ def test_every_format_goes_into_training(tmp_path):
         "pages": [],
     }
     code = "import json, sys, helpers.models as models\nfrom helpers.__main__ import main\n"
-    code += "def away(*_): raise models.ModelError('no model here')\nmodels.load_model = away\n"
+    code += "from helpers.machine.loading import ModelError\n"
+    code += "def away(*_): raise ModelError('no model here')\nmodels.load_model = away\n"
     code += "for call in json.loads(sys.argv[1]): sys.argv = ['helpers', *call]; assert main() == 1"
     output = ["--output", str(tmp_path / "model")]
     arguments = json.dumps([["train", "--data", str(tmp_path / name), *output, *more] for name, more in calls.items()])
