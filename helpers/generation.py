@@ -36,7 +36,8 @@ class Decoder:
     """Writes many greedy answers at once, a token a step. Prompts join and answers leave at any step.
 
     Rows are padded on the left to a common width, so that every row's last token stands at the right edge, where the
-    next one is predicted; see `next_logits`. Models whose rows cannot be padded write their answers one by one. Known as continuous batching: Yu et al. 2022, Orca, https://www.usenix.org/conference/osdi22
+    next one is predicted; see `next_logits`. Models whose rows cannot be padded write their answers one by one.
+    Known as continuous batching: Yu et al. 2022, Orca, https://www.usenix.org/conference/osdi22
     """
 
     def __init__(
