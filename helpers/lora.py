@@ -6,12 +6,16 @@ Source: Hu et al. 2021, LoRA: Low-Rank Adaptation of Large Language Models, http
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from helpers.machine.adapted import choose_layers, is_transposed, left_out, linear_sizes, refuse_shared, remove
 from helpers.machine.adapter_files import read_adapter, write_adapter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class LoRALinear(nn.Module):
@@ -50,7 +54,9 @@ def layers(model: nn.Module) -> dict[str, LoRALinear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
 
 
-def add(model, rank: int = 16, alpha: float = 32.0, targets: Sequence[str] | None = None, seed: int = 0) -> None:
+def add(
+    model: "PreTrainedModel", rank: int = 16, alpha: float = 32.0, targets: Sequence[str] | None = None, seed: int = 0
+) -> None:
     """Freeze the model and give each linear layer whose name ends in one of `targets` an adapter of its own.
 
     targets: left out, every linear layer but the head gets one. What then goes without is said in a line.
@@ -83,13 +89,13 @@ def merge(model: nn.Module) -> None:
     remove(model)
 
 
-def save(model, folder: str | Path) -> Path:
+def save(model: "PreTrainedModel", folder: str | Path) -> Path:
     """Save the adapter alone, as PEFT does: a few megabytes that `load` here and `peft` read. ValueError when there is none."""
     return write_adapter(model, layers(model), folder)
 
 
 @torch.no_grad()
-def load(model, folder: str | Path) -> None:
+def load(model: "PreTrainedModel", folder: str | Path) -> None:
     """Put a saved adapter on a model, in place of the one it has. Swapping takes milliseconds.
 
     Raises ModelError when it cannot be read or belongs to another model; the model is then as it was.

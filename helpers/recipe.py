@@ -30,7 +30,7 @@ def finetune(
     answers: str = "all",
     dtype: torch.dtype | None = None,
     on_step: Callable[[History], None] | None = None,
-    before_saving: Callable | None = None,
+    before_saving: Callable[..., None] | None = None,
 ) -> History:
     """Finetune on examples and save what was learnt as the folder `output`: a model, or the adapter that one carries.
 

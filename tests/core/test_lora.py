@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from helpers import lora
 from helpers.generation import generate
@@ -206,6 +207,13 @@ def other_kind(folder):
     path.write_text(json.dumps({**json.loads(path.read_text()), "use_dora": True}))
 
 
+def other_method(folder):
+    """As PEFT saves LoHa: the config says so, and no tensor is called as LoRA's are."""
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "peft_type": "LOHA"}))
+    save_file({"base_model.model.x.hada_w1_a": torch.zeros(1)}, folder / "adapter_model.safetensors")
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
@@ -213,6 +221,7 @@ def other_kind(folder):
         (lose_weights, "cannot be read as an adapter"),
         (cut_weights, "cannot be read as an adapter"),
         (other_kind, "is not a plain LoRA adapter"),
+        (other_method, 'peft_type is "LOHA", so it is not a plain LoRA adapter'),
     ],
 )
 def test_a_broken_adapter_is_refused_and_the_model_stays_as_it_was(adapted, tmp_path, damage, said):
