@@ -84,7 +84,7 @@ def _files(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.pt"))
 
 
-def save(folder: str | Path, model, optimizer, run: dict[str, str], progress: dict) -> None:
+def save_checkpoint(folder: str | Path, model, optimizer, run: dict[str, str], progress: dict) -> None:
     """Write a checkpoint: aside, flushed to the disk, then renamed, so that a kill never leaves half of one.
 
     run: the fingerprint.  progress: "step", and what else the loop wants back.
@@ -101,7 +101,6 @@ def save(folder: str | Path, model, optimizer, run: dict[str, str], progress: di
     if distributed.is_initialized() and distributed.get_rank() > 0:
         return
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{progress['step']:07d}.pt"
     for leftover in folder.glob(".step-*.partial"):  # of a process that was killed
         leftover.unlink()
