@@ -4,6 +4,7 @@ import hashlib
 import inspect
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import date
 from functools import cache
 from importlib.metadata import version
@@ -64,15 +65,14 @@ def remember(make: Callable[[], Any], name: str, *content: object) -> Any:
     device = pick_device()
     key = digest(content, inspect.getsource(make), code_digest(), device.type, pick_dtype(device))
     path = made_folder() / f"{name}-{key}.pt"
-    try:
+    with suppress(Exception):  # not there, cut short, or not ours: a damaged file fails in many ways
         made = torch.load(path, weights_only=True)
-    except Exception:  # not there, cut short, or not ours: a damaged file fails in many ways
-        made = make()
-        with written_aside(path) as partial:
-            torch.save(made, partial)
-    else:
         day = date.fromtimestamp(path.stat().st_mtime)
         print(f"{name}: kept from an earlier run of {day}, with the same code, data, settings and weights.", flush=True)
+        return made
+    made = make()
+    with written_aside(path) as partial:
+        torch.save(made, partial)
     return made
 
 

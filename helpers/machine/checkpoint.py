@@ -88,7 +88,7 @@ def _files(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.pt"))
 
 
-def save(folder: str | Path, model, optimizer, run: dict[str, str], progress: dict) -> None:
+def save_checkpoint(folder: str | Path, model, optimizer, run: dict[str, str], progress: dict) -> None:
     """Write a checkpoint aside, so that a kill never leaves half of one.
 
     run: the fingerprint.  progress: "step", and what else the loop wants back.

@@ -21,12 +21,11 @@ from helpers.machine.progress import Bar
 from helpers.machine.weights import frozen_in, only_upper_layers, recomputing
 
 
-class Settings(Protocol):
+class Knobs(Protocol):
     """What is read here of `training.Config`, where it is explained."""
 
     weight_decay: float
     upper_layers: int | None
-    patience: int | None
     gradient_checkpointing: bool
 
 
@@ -141,7 +140,7 @@ class Run:
         if self.folder:
             state = {"step": len(self.history.steps), "history": asdict(self.history), "best": self.best}
             state |= {"finished": self.finished, "scaler": self.scaler.state_dict()}
-            checkpoint.save(self.folder, self.model, self.optimizer, self.fingerprint, state)
+            checkpoint.save_checkpoint(self.folder, self.model, self.optimizer, self.fingerprint, state)
 
     def resume(self) -> None:
         """Go on from the newest checkpoint, if there is one. Raises CheckpointError."""
@@ -156,7 +155,7 @@ class Run:
 @contextmanager
 def prepared(
     model,
-    settings: Settings,
+    knobs: Knobs,
     dtype: torch.dtype,
     accelerator: Accelerator,
     flat: AbstractContextManager[None],
@@ -174,33 +173,33 @@ def prepared(
     device, attention = model.device, model.config._attn_implementation
     with ExitStack() as stack, PeakMemory(device) as memory:
         stack.enter_context(keep_freed_memory())
-        stack.enter_context(only_upper_layers(model, settings.upper_layers))
-        fingerprint = checkpoint.fingerprint(model, *data, {**vars(settings), "dtype": dtype}) if folder else {}
+        stack.enter_context(only_upper_layers(model, knobs.upper_layers))
+        fingerprint = checkpoint.fingerprint(model, *data, {**vars(knobs), "dtype": dtype}) if folder else {}
         whole: Callable[[], AbstractContextManager[None]] = nullcontext
         if accelerator.num_processes == 1:  # several may cut the weights into shares, which have to be of one kind
             whole = stack.enter_context(frozen_in(model, dtype))
         learning = [weight for weight in model.parameters() if weight.requires_grad]
-        adam = torch.optim.AdamW(learning, betas=(0.9, 0.98), weight_decay=settings.weight_decay, fused=True)
+        adam = torch.optim.AdamW(learning, betas=(0.9, 0.98), weight_decay=knobs.weight_decay, fused=True)
         wrapped, optimizer = accelerator.prepare(model.train(), adam)
         # float16 knows nothing below 6e-8: the loss is multiplied, so that small gradients survive, and the gradients divided
         scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         run = Run(
-            model,
-            wrapped,
-            optimizer,
-            accelerator,
-            dtype,
-            scaler,
-            whole,
-            attention,
-            folder,
-            fingerprint,
-            on_step,
-            History(steps),
+            bare=model,
+            model=wrapped,
+            optimizer=optimizer,
+            accelerator=accelerator,
+            dtype=dtype,
+            scaler=scaler,
+            whole=whole,
+            attention=attention,
+            folder=folder,
+            fingerprint=fingerprint,
+            on_step=on_step,
+            history=History(steps),
         )
         run.resume()
         stack.enter_context(flat)
-        stack.enter_context(recomputing(model, settings.gradient_checkpointing))
+        stack.enter_context(recomputing(model, knobs.gradient_checkpointing))
         run.stop = stack.enter_context(stop_between_steps())
         shown = {"desc": progress, "unit": "step", "mininterval": 1.0}
         hidden = not (progress and accelerator.is_main_process)
