@@ -261,8 +261,8 @@ def evaluate(args: argparse.Namespace) -> int:
 
     from helpers.evaluation import consistent, evaluate, interval, summary
     from helpers.lora import open_model
-    from helpers.measures.comparison import compare, report
-    from helpers.measures.text import error_kinds
+    from helpers.measures.comparison import compare, html_report
+    from helpers.measures.errors import error_kinds
     from helpers.text.judging import REFUSALS
 
     refusals = args.refusal or REFUSALS
@@ -277,7 +277,7 @@ def evaluate(args: argparse.Namespace) -> int:
     verdict = compare(args.model, tables[args.model], args.compare, table) if args.compare else None
     if verdict:
         print(f"\n{verdict}")
-    write_text(args.report, report(tables, verdict) if args.report else "")
+    write_text(args.report, html_report(tables, verdict) if args.report else "")
     table = tables[args.model]
     answers = table[["id", "question", "answer", "expected", "correct", "error"]].to_dict("records")
     written = {"summary": summary(table).to_dict("index"), "answers": answers}
