@@ -76,17 +76,14 @@ def read_votes(path: str | Path) -> list[Vote]:
     path, votes = Path(path), []
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     for number, line in enumerate(text.split("\n"), 1):
-        if not line:
+        if not line or (line.startswith("{") and not line.endswith("}")):
             continue
         try:
             vote = Vote(**json.loads(line))
-            _SCORES[vote.choice]
-        except json.JSONDecodeError:
-            if line.startswith("{") and not line.endswith("}"):
-                continue
-            raise DataError(f"{path}, line {number}: this is not a vote. Move the file away to start anew.") from None
-        except (TypeError, KeyError):
-            raise DataError(f"{path}, line {number}: this is not a vote. Move the file away to start anew.") from None
+        except (ValueError, TypeError):
+            vote = None
+        if vote is None or vote.choice not in _SCORES:
+            raise DataError(f"{path}, line {number}: this is not a vote. Move the file away to start anew.")
         votes.append(vote)
     return votes
 
@@ -161,7 +158,7 @@ def bradley_terry(votes: Sequence[Vote], names: Sequence[str]) -> np.ndarray:
         left, right, score = place[vote.left], place[vote.right], _SCORES[vote.choice]
         wins[left, right] += score
         wins[right, left] += 1 - score
-    wins += 0.5 * ((wins + wins.T) > 0)
+    wins += np.where(wins + wins.T > 0, 0.5, 0.0)
     met, strength = wins + wins.T, np.ones(len(names))
     for _ in range(500):
         before = strength
