@@ -122,5 +122,5 @@ def micro_batches(rows: Sequence[Row], max_tokens: int, padded: bool = False) ->
 
 def text_row(tokenizer, text: str) -> Row:
     """Encode plain text, each token but the first to be predicted from those before it."""
-    ids = _ids(tokenizer, text)
+    ids = token_ids(tokenizer, text)
     return Row(ids, [IGNORED, *ids[1:]])
