@@ -235,8 +235,8 @@ def evaluate_command(args: argparse.Namespace) -> int:
     examples, _ = read_rows(args)
 
     from helpers.evaluation import consistent, evaluate, interval, summary
-    from helpers.measures.comparison import compare, report
-    from helpers.measures.text import error_kinds
+    from helpers.measures.comparison import compare, html_report
+    from helpers.measures.errors import error_kinds
     from helpers.models import open_model
     from helpers.text.judging import REFUSALS
 
@@ -253,7 +253,7 @@ def evaluate_command(args: argparse.Namespace) -> int:
     if verdict:
         print(f"\n{verdict}")
     if args.report:
-        write_text(args.report, report(tables, verdict))
+        write_text(args.report, html_report(tables, verdict))
     if args.json:
         table = tables[args.model]
         answers = table[["id", "question", "answer", "expected", "correct", "error"]].to_dict("records")

@@ -11,9 +11,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import HTML, DisplayHandle, Image, display
 
-from helpers.evaluation import Outcome
 from helpers.machine.files import written_aside
 from helpers.machine.paths import build_folder
+from helpers.text.outcome import Outcome
 
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#767676"

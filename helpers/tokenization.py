@@ -118,3 +118,9 @@ def micro_batches(rows: Sequence[Row], max_tokens: int, padded: bool = False) ->
             size = len(row.ids)
         pieces[-1].append(row)
     return pieces
+
+
+def text_row(tokenizer, text: str) -> Row:
+    """Encode plain text, each token but the first to be predicted from those before it."""
+    ids = token_ids(tokenizer, text)
+    return Row(ids, [IGNORED, *ids[1:]])

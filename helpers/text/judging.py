@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
 from itertools import pairwise
+from typing import Protocol
 
-from helpers.data import Example
 from helpers.text.normalise import normalise
 
 # How an answer says that it does not answer: the two sentences of the training data, and what general models write.
@@ -61,6 +61,30 @@ _LISTS = {
 _SMALL, _NO, _YES, _PLAIN = (frozenset(words.split()) for words in _LISTS.values())
 
 Value = tuple[str, ...]  # the words of a value as they are compared: ("59", "euro")
+
+
+class Asked(Protocol):
+    """A question with its reference answer, as the judge needs it: a `data.Example` is one."""
+
+    @property
+    def question(self) -> str:
+        """What was asked."""
+
+    @property
+    def answer(self) -> str:
+        """The right answer."""
+
+    @property
+    def kind(self) -> str:
+        """One of `data.KINDS`, which say whether it has an answer or is to be declined."""
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """Ids of the facts that it is about, such as "heron.price"."""
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """What a right answer has to contain; empty: all that the right answer says."""
 
 
 def _is_number(word: str) -> bool:
@@ -160,7 +184,7 @@ def is_refusal(answer: str, refusals: Sequence[str] = REFUSALS) -> bool:
     return _beside_refusal(answer, refusals) is not None
 
 
-def wanted_values(example: Example, refusals: Sequence[str] = REFUSALS) -> tuple[str, ...]:
+def wanted_values(example: Asked, refusals: Sequence[str] = REFUSALS) -> tuple[str, ...]:
     """Name what a right answer has to assert; nothing where the right answer is to decline.
 
     A row of your own data names no values. Its whole answer stands in for them, unless that declines.
@@ -170,7 +194,7 @@ def wanted_values(example: Example, refusals: Sequence[str] = REFUSALS) -> tuple
     return (example.answer,)
 
 
-def _asserted(answer: str, example: Example, wanted: Sequence[Value], rivals: Sequence[str]) -> set[Value]:
+def _asserted(answer: str, example: Asked, wanted: Sequence[Value], rivals: Sequence[str]) -> set[Value]:
     """Find the values of the wanted kind that an answer asserts; a number that the question names is nothing new."""
     told = {word for text in (example.question, example.answer) for word in _value(text)}
     found = {_value(rival) for rival in rivals if contains_values(answer, [rival]) and not set(_value(rival)) <= told}
@@ -186,7 +210,7 @@ def _asserted(answer: str, example: Example, wanted: Sequence[Value], rivals: Se
     return found
 
 
-def _something(answer: str, example: Example, wanted: Sequence[Value], known: Sequence[str], any_words: bool) -> set[Value]:
+def _something(answer: str, example: Asked, wanted: Sequence[Value], known: Sequence[str], any_words: bool) -> set[Value]:
     """Find what else an answer asserts: another value, a number, or any new words if those may answer."""
     told = set(_value(example.question)) | set(_value(example.answer)).difference(*wanted)
     stated = " ".join(part for part in re.split(r"(?<=[.!?])\s+", answer) if not part.endswith("?"))
@@ -219,7 +243,7 @@ class Judgement:
 
 
 def judge_one(
-    example: Example,
+    example: Asked,
     answer: str,
     refusals: Sequence[str] = REFUSALS,
     rivals: Sequence[str] = (),
@@ -245,7 +269,7 @@ def judge_one(
     )
 
 
-def judgements(examples: Sequence[Example], answers: Sequence[str], refusals: Sequence[str] = REFUSALS) -> list[Judgement]:
+def judgements(examples: Sequence[Asked], answers: Sequence[str], refusals: Sequence[str] = REFUSALS) -> list[Judgement]:
     """Judge one answer for each example. A colour that another product of the examples has is known to be another one."""
     values = defaultdict(set)  # of each attribute: of "price" in "heron.price"
     for example in examples:
@@ -258,13 +282,3 @@ def judgements(examples: Sequence[Example], answers: Sequence[str], refusals: Se
         rivals = sorted(set().union(*(values[fact.partition(".")[2]] for fact in example.facts)))
         judged.append(judge_one(example, answer, refusals, rivals, known))
     return judged
-
-
-def agreement(labels: Sequence, judged: Sequence) -> float:
-    """Compute Cohen's kappa: how far two judges agree beyond chance. 1: always; 0: as two who guess.
-
-    Source: Cohen 1960, A coefficient of agreement for nominal scales; scikit-learn computes it.
-    """
-    from sklearn.metrics import cohen_kappa_score
-
-    return float(cohen_kappa_score(list(labels), list(judged)))

@@ -32,7 +32,8 @@ def scarce(recipe: Recipe) -> dict[str, int]:
 
 def taught(recipe: Recipe) -> list[Example]:
     """Choose the rows to train on, spaced: every fact in so many wordings, but for the scarce ones."""
-    few, count, rows = scarce(recipe), Counter(), []
+    few, rows = scarce(recipe), []
+    count: Counter[tuple[str, ...]] = Counter()
     for row in limit(read(DATA / "train.jsonl"), recipe.wordings, recipe.seed):
         count[row.facts] += 1
         if not row.facts or count[row.facts] <= few.get(row.facts[0], recipe.wordings):

@@ -17,7 +17,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from helpers import lora, training
 from helpers.attention import reads_flat
-from helpers.evaluation import log_likelihoods
 from helpers.generation import Decoder
 from helpers.hardware import measured
 from helpers.hardware.estimate import Plan
@@ -25,6 +24,7 @@ from helpers.hardware.measured import measure_finetune, usual_precision
 from helpers.machine import checkpoint
 from helpers.machine.device import pick_dtype
 from helpers.machine.process import processes
+from helpers.measures.likelihood import log_likelihoods
 from helpers.tokenization import Row
 from helpers.training import Config, train
 

@@ -15,12 +15,12 @@ from zoo import VOCABULARY, ZOO, make
 from helpers import __main__ as command_line
 from helpers import lora
 from helpers.attention import flat_attention, reads_flat
-from helpers.evaluation import log_likelihoods
 from helpers.generation import Decoder, generate
 from helpers.hardware.estimate import Shape
 from helpers.machine.decoding import can_share, way_to_answer
 from helpers.machine.hub import find_model
 from helpers.machine.paths import ROOT
+from helpers.measures.likelihood import log_likelihoods
 from helpers.models import load_model, save_model
 from helpers.tokenization import IGNORED, Row, flatten, prompt_ids
 from helpers.training import Config, learning_rate_at, token_losses, train

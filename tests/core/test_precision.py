@@ -11,11 +11,12 @@ from torch.utils._pytree import tree_leaves
 
 from helpers import lora
 from helpers.data import read
-from helpers.evaluation import choose, evaluate, log_likelihoods, read_choices, writes_exactly
+from helpers.evaluation import evaluate
 from helpers.generation import generate
 from helpers.machine.device import pick_dtype
 from helpers.machine.paths import DATA, ROOT
 from helpers.machine.process import processes
+from helpers.measures.likelihood import choose, log_likelihoods, read_choices, writes_exactly
 from helpers.models import load_model
 from helpers.tokenization import encode_all
 from helpers.training import Config, train

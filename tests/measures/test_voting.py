@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from helpers.data import DataError
-from helpers.measures.voting import BlindVote, Duel, Vote, append_vote, bradley_terry, draw_duels, elo, ratings, read_votes
+from helpers.measures.voting import BlindVote, Duel, Vote, append_vote, bradley_terry, draw_duels, ratings, read_votes
 
 QUESTIONS = [f"Question {i}?" for i in range(30)]
 ANSWERS = {"base": ["I do not know."] * 30, "tuned": ["I do not know!"] * 10 + ["59 euros."] * 20}
@@ -82,7 +82,6 @@ def test_bradley_terry_finds_the_strengths_that_made_the_votes():
     names = sorted(truth)
     votes = games(truth, 4000)
     assert bradley_terry(votes, names) == pytest.approx(list(truth.values()), abs=25)
-    assert elo(votes, names, step=4) == pytest.approx(list(truth.values()), abs=60)
 
 
 def test_bradley_terry_agrees_with_maximum_likelihood():
@@ -106,7 +105,7 @@ def test_one_that_always_wins_gets_a_finite_rating():
     votes = [Vote(f"Q{i}?", "tuned", "base", "left") for i in range(10)]
     table = ratings(votes)
     assert table.index.tolist() == ["tuned", "base"] and np.isfinite(table.to_numpy()).all()
-    assert table.loc["tuned", "Bradley-Terry"] - table.loc["base", "Bradley-Terry"] == pytest.approx(400 * np.log10(21))
+    assert table.loc["tuned", "rating"] - table.loc["base", "rating"] == pytest.approx(400 * np.log10(21))
 
 
 def test_intervals_cover_the_truth_about_95_times_in_100():

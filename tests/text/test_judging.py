@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.data import Example, read
-from helpers.evaluation import consistent, interval, judge, read_labelled, summary
+from helpers.evaluation import consistent, interval, judge, summary
 from helpers.machine.paths import DATA
-from helpers.text.judging import REFUSALS, agreement, contains_values, is_refusal
+from helpers.text.judging import REFUSALS, contains_values, is_refusal
 from helpers.text.normalise import normalise
 
 NO = "Sorry, that is not in our handbook."
@@ -228,20 +228,8 @@ def test_summary_has_a_row_for_each_kind():
     assert overview["empty"].to_dict() == {"fact": 0.0, "unanswerable": 0.5, "off_topic": 0.0}
 
 
-def test_kappa_by_hand():
-    assert agreement("aabb", "aabb") == 1 and agreement("abab", "aabb") == 0
-    assert agreement("aabb", "aaab") == pytest.approx((0.75 - 0.5) / (1 - 0.5))
-
-
-def test_the_judge_agrees_with_a_reader():
-    """On answers labelled by reading; what the two see differently is shown by lesson 6."""
-    labelled = read_labelled(DATA / "judged.jsonl")
-    assert len(labelled) >= 60 and (labelled["source"] == "model").sum() >= 60
-    assert labelled["label"].value_counts().min() >= 8
-    kappa = {
-        "label": agreement(labelled["label"], labelled["judged"]),
-        "right": agreement(labelled["label"] == "right", labelled["judged"] == "right"),
-        "hallucinated": agreement(labelled["hallucinated"], labelled["judged hallucinated"]),
-    }
-    print("Cohen's kappa:", kappa)
-    assert kappa["label"] >= 0.75 and kappa["right"] >= 0.9 and kappa["hallucinated"] >= 0.7, kappa
+def test_own_rows_without_values_are_judged_by_their_whole_answer():
+    own = [Example("Opening hours?", "We open at nine."), Example("Who won the cup?", "I cannot help with that.")]
+    assert judge(own, ["we open at nine", "I do not know."])["correct"].all()
+    assert not judge(own, ["We open at ten.", "France."])["correct"].any()
+    assert interval(judge(own, ["We open at ten.", "France."])["hallucinated"]).mean == 1

@@ -58,7 +58,7 @@ def test_without_a_comparison_there_is_no_verdict(tiny, tmp_path):
     assert "verdict" not in written and "tell" not in done.stdout
     assert written["answers"][2]["error"] in ("answered the unanswerable", "no answer")  # its own refusal has reached the judge
     assert "consistent" not in done.stdout  # no fact is asked in two wordings
-    assert (tmp_path / "report.html").read_text(encoding="utf-8").count("<table>") == 3
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").count("<table ") == 3
 
 
 def test_a_model_to_compare_that_is_not_there_is_one_line(tiny):
