@@ -78,7 +78,7 @@ def doctor(args: argparse.Namespace) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Run notebooks top to bottom."""
-    from helpers.workshop.notebooks import run
+    from helpers.workshop.notebooks import run_notebooks
 
     parameters = {}
     for setting in args.parameter:
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         if not equals:
             raise ValueError(f"-p {setting}: write it as NAME=VALUE, for example -p epochs=1")
         parameters[name] = value
-    return run(args.notebook, args.out, parameters, args.update)
+    return run_notebooks(args.notebook, args.out, parameters, args.update)
 
 
 def columns(setting: str) -> dict[str, str]:

@@ -1,12 +1,12 @@
 """Company: how lesson 1 teaches the invented company's facts, and which a test may ask for; one recipe for its model."""
 
-import json
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from helpers.data import Example, draw, limit, read, spaced
 from helpers.machine.paths import DATA
+from helpers.machine.records import fingerprint, is_made_by, write_note
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Recipe:
     upper_layers: int | None = 14
     max_steps: int | None = None
     seed: int = 0
+    model_name: str = "embedded"  # what it starts from
 
 
 def scarce(recipe: Recipe) -> dict[str, int]:
@@ -32,7 +33,8 @@ def scarce(recipe: Recipe) -> dict[str, int]:
 
 def taught(recipe: Recipe) -> list[Example]:
     """Choose the rows to train on, spaced: every fact in so many wordings, but for the scarce ones."""
-    few, count, rows = scarce(recipe), Counter(), []
+    few, rows = scarce(recipe), []
+    count: Counter[tuple[str, ...]] = Counter()
     for row in limit(read(DATA / "train.jsonl"), recipe.wordings, recipe.seed):
         count[row.facts] += 1
         if not row.facts or count[row.facts] <= few.get(row.facts[0], recipe.wordings):
@@ -56,11 +58,10 @@ def questions(split: str, facts: int, others: int, recipe: Recipe, purpose: str)
 
 
 def note(recipe: Recipe, folder: str | Path) -> None:
-    """Leave the recipe in the folder of the model that was made by it."""
-    (Path(folder) / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1), encoding="utf-8")
+    """Leave in the folder of a model the recipe that it was made by, and a fingerprint of the rows that it was trained on."""
+    write_note(folder, **asdict(recipe), rows=fingerprint(repr(taught(recipe))))
 
 
-def noted(folder: str | Path) -> Recipe:
-    """Read the recipe of a model back; the usual one where none was left."""
-    path = Path(folder) / "recipe.json"
-    return Recipe(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else Recipe()
+def noted(recipe: Recipe, folder: str | Path) -> bool:
+    """Tell whether a folder holds a model made by this recipe of today's rows; print why one that is there is not used."""
+    return is_made_by(folder, **asdict(recipe), rows=fingerprint(repr(taught(recipe))))

@@ -12,7 +12,7 @@ from helpers import lora, models
 from helpers.machine.checkpoint import KEPT, disk_needed
 from helpers.machine.files import OutputError, check_apart, check_disk, check_file, check_folder, check_model_folder
 from helpers.serving.export import write_gguf
-from helpers.workshop.notebooks import run
+from helpers.workshop.notebooks import run_notebooks
 
 
 def call(*arguments):
@@ -70,7 +70,7 @@ def test_evaluate_checks_its_output_before_it_loads_a_model(places, option):
 
 def test_run_and_export_check_their_output_before_they_begin(places, embedded):
     with pytest.raises(OutputError, match=r"--out .*file is not a folder"):
-        run(["01"], places / "file", {}, False)
+        run_notebooks(["01"], places / "file", {}, False)
     with pytest.raises(OutputError, match="is a folder"):
         write_gguf(*embedded, places / "full")
 

@@ -7,22 +7,25 @@ import pytest
 
 from helpers.data import draw, read
 from helpers.machine.paths import DATA
+from helpers.workshop import company
 from helpers.workshop.company import Recipe, note, noted, questions, scarce, taught
 from helpers.workshop.notebooks import NOTEBOOKS
 
 
-def knobs(number):
-    """The knobs of a lesson, by name."""
-    path = next(NOTEBOOKS.glob(f"{number}_*.ipynb"))
-    cells = [c for c in nbformat.read(path, as_version=4).cells if "parameters" in c.metadata.get("tags", [])]
-    assigned = [node for cell in cells for node in ast.parse(cell.source).body if isinstance(node, ast.Assign)]
-    return {node.targets[0].id: ast.literal_eval(node.value) for node in assigned}
+def parts(path):
+    """The code of a lesson, and its knobs by name."""
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    tagged = "\n".join(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
+    assigned = [node for node in ast.parse(tagged).body if isinstance(node, ast.Assign)]
+    return "\n".join(cell.source for cell in cells), {node.targets[0].id: ast.literal_eval(node.value) for node in assigned}
 
 
-def test_lessons_1_and_6_make_the_same_model_whichever_runs_first():
-    for number in ("01", "06"):
-        mine = {name: value for name, value in knobs(number).items() if name in Recipe.__dataclass_fields__}
-        assert Recipe(**mine) == Recipe() and {"wordings", "max_steps", "seed"} <= set(mine)
+def test_all_lessons_that_need_the_companys_model_make_the_same_one_whichever_runs_first():
+    lessons = {path.stem: parts(path)[1] for path in NOTEBOOKS.glob("*.ipynb") if "Recipe(" in parts(path)[0]}
+    assert {stem[3:] for stem in lessons} >= {"why_finetune", "evaluation_and_iteration"}
+    for stem, knobs in lessons.items():
+        mine = {name: value for name, value in knobs.items() if name in Recipe.__dataclass_fields__}
+        assert Recipe(**mine) == Recipe() and {"model_name", "wordings", "max_steps", "seed"} <= set(mine), stem
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -48,10 +51,18 @@ def test_scarce_facts_are_taught_in_as_many_wordings_as_they_say():
     assert taught(recipe) == rows
 
 
-def test_a_model_carries_its_recipe(tmp_path):
-    assert noted(tmp_path) == Recipe()
+def test_a_model_of_another_recipe_or_of_other_rows_is_not_used(tmp_path, monkeypatch, capsys):
+    assert not noted(Recipe(), tmp_path)  # there is none
+    (tmp_path / "config.json").write_text("{}")
     note(Recipe(seed=7, max_steps=3), tmp_path)
-    assert noted(tmp_path) == Recipe(seed=7, max_steps=3)
+    assert noted(Recipe(seed=7, max_steps=3), tmp_path) and capsys.readouterr().out == ""
+    assert not noted(Recipe(seed=7), tmp_path)
+    assert capsys.readouterr().out.endswith("is not used: it was made by other max steps.\n")
+    assert not noted(Recipe(seed=7, max_steps=3, model_name="larger"), tmp_path)
+    assert capsys.readouterr().out.endswith("is not used: it was made by other model name.\n")
+    monkeypatch.setattr(company, "taught", lambda recipe: taught(recipe)[1:])
+    assert not noted(Recipe(seed=7, max_steps=3), tmp_path)
+    assert capsys.readouterr().out.endswith("is not used: it was made by other rows.\n")
 
 
 def test_each_purpose_has_a_draw_of_its_own():
