@@ -14,6 +14,7 @@ from helpers.machine.files import written_aside
 from helpers.machine.paths import DATA, build_folder
 
 REGISTER = DATA / "claims.yaml"
+NOTE = "recipe.json"  # in a model's folder
 # What of the data folder no lesson reads: what it is made of, and what describes it.
 UNREAD = ("source", "build.py", "soil.py", "README.md", "claims.yaml", "replications.json", "__pycache__")
 
@@ -117,20 +118,21 @@ def tally(records: Iterable[Mapping]) -> str:
 
 
 def write_note(folder: str | Path, **made: object) -> None:
-    """Leave in a model's folder what it was made by: knobs, and fingerprints of rows or data."""
-    with written_aside(Path(folder) / "recipe.json") as partial:
+    """Leave in a model's folder how it was made: knobs, fingerprints of rows or data, and what it took."""
+    with written_aside(Path(folder) / NOTE) as partial:
         partial.write_text(json.dumps({**made, "date": date.today().isoformat()}, indent=1), encoding="utf-8")
 
 
-def is_made_by(folder: str | Path, **wanted: object) -> bool:
-    """Tell whether a folder holds a model that was made by all of this; print why one that is there is not used."""
+def read_note(folder: str | Path, **wanted: object) -> dict | None:
+    """Read how a model was made, if it was made by all of this; else None, and for a model that is there, print why."""
     folder = Path(folder)
     if not (folder / "config.json").is_file():
-        return False
-    note = folder / "recipe.json"
+        return None
+    note = folder / NOTE
     made = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
     other = [name.replace("_", " ") for name, value in wanted.items() if name not in made or made[name] != value]
-    if other:
-        why = f"it was made by other {', '.join(other)}" if made else "nothing in it says how it was made"
-        print(f"The model in {folder.parent.name}/{folder.name} is not used: {why}.")
-    return not other
+    if not other:
+        return made
+    why = f"it was made by other {', '.join(other)}" if made else "nothing in it says how it was made"
+    print(f"The model in {folder.parent.name}/{folder.name} is not used: {why}.")
+    return None

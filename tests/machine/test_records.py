@@ -12,7 +12,7 @@ from helpers.machine.paths import DATA, build_folder
 from helpers.machine.records import (
     claims,
     data_fingerprint,
-    is_made_by,
+    read_note,
     registered,
     registration,
     save_record,
@@ -140,13 +140,13 @@ def test_checks_and_claims_are_counted_apart():
 
 def test_a_model_made_otherwise_is_not_used_and_that_is_said(tmp_path, capsys):
     folder = tmp_path / "models" / "small"
-    assert not is_made_by(folder, layers=4)  # there is none
+    assert not read_note(folder, layers=4)  # there is none
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
     assert capsys.readouterr().out == ""
-    assert not is_made_by(folder, layers=4)
+    assert not read_note(folder, layers=4)
     assert capsys.readouterr().out == "The model in models/small is not used: nothing in it says how it was made.\n"
     write_note(folder, layers=4, max_steps=None, rows="abc")
-    assert is_made_by(folder, layers=4, max_steps=None) and is_made_by(folder, rows="abc")
-    assert not is_made_by(folder, layers=5, max_steps=3, rows="abc")
+    assert read_note(folder, layers=4, max_steps=None)["rows"] == "abc" and read_note(folder, rows="abc")
+    assert not read_note(folder, layers=5, max_steps=3, rows="abc")
     assert capsys.readouterr().out == "The model in models/small is not used: it was made by other layers, max steps.\n"

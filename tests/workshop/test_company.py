@@ -1,14 +1,18 @@
 """The company's model: the lessons that use it make the same one, and none tests what another keeps scarce."""
 
 import ast
+from dataclasses import replace
 
 import nbformat
 import pytest
+import torch
 
 from helpers.data import draw, read
 from helpers.machine.paths import DATA
+from helpers.models import load_model
+from helpers.training import History
 from helpers.workshop import company
-from helpers.workshop.company import Recipe, note, noted, questions, scarce, taught
+from helpers.workshop.company import Recipe, first_finetune, note, noted, questions, scarce, taught
 from helpers.workshop.notebooks import NOTEBOOKS
 
 
@@ -52,17 +56,36 @@ def test_scarce_facts_are_taught_in_as_many_wordings_as_they_say():
 
 
 def test_a_model_of_another_recipe_or_of_other_rows_is_not_used(tmp_path, monkeypatch, capsys):
-    assert not noted(Recipe(), tmp_path)  # there is none
+    rows = read(DATA / "train.jsonl")[:8]
+    monkeypatch.setattr(company, "taught", lambda recipe: rows)
+    assert noted(Recipe(), tmp_path) is None  # there is none
     (tmp_path / "config.json").write_text("{}")
-    note(Recipe(seed=7, max_steps=3), tmp_path)
-    assert noted(Recipe(seed=7, max_steps=3), tmp_path) and capsys.readouterr().out == ""
-    assert not noted(Recipe(seed=7), tmp_path)
+    note(Recipe(seed=7, max_steps=3), History(planned_steps=3, rows=30, seconds=2.5), tmp_path)
+    assert noted(Recipe(seed=7, max_steps=3), tmp_path) == History(planned_steps=3, rows=30, seconds=2.5)
+    assert capsys.readouterr().out == ""
+    assert noted(Recipe(seed=7), tmp_path) is None
     assert capsys.readouterr().out.endswith("is not used: it was made by other max steps.\n")
-    assert not noted(Recipe(seed=7, max_steps=3, model_name="larger"), tmp_path)
+    assert noted(Recipe(seed=7, max_steps=3, model_name="larger"), tmp_path) is None
     assert capsys.readouterr().out.endswith("is not used: it was made by other model name.\n")
-    monkeypatch.setattr(company, "taught", lambda recipe: taught(recipe)[1:])
-    assert not noted(Recipe(seed=7, max_steps=3), tmp_path)
+    monkeypatch.setattr(company, "taught", lambda recipe: rows[1:])
+    assert noted(Recipe(seed=7, max_steps=3), tmp_path) is None
     assert capsys.readouterr().out.endswith("is not used: it was made by other rows.\n")
+
+
+def test_the_first_finetune_is_made_once_and_again_for_another_recipe(tiny, monkeypatch, capsys):
+    rows = read(DATA / "train.jsonl")[:8]
+    monkeypatch.setattr(company, "taught", lambda recipe: rows)
+    base, tokenizer = load_model(tiny, device="cpu")
+    before = base.lm_head.weight.clone()
+    recipe = Recipe(batch_size=4, upper_layers=1, max_steps=2, model_name=str(tiny))
+    model, history = first_finetune(base, tokenizer, recipe)
+    assert (history.planned_steps, history.rows) == (2, 8) and torch.equal(base.lm_head.weight, before)
+    again, same = first_finetune(base, tokenizer, recipe)
+    assert same == history, "loaded, not trained: not even the seconds differ"
+    assert all(torch.equal(one, two) for one, two in zip(model.parameters(), again.parameters(), strict=True))
+    assert capsys.readouterr().out == ""
+    assert first_finetune(base, tokenizer, replace(recipe, max_steps=1))[1].planned_steps == 1
+    assert capsys.readouterr().out == "The model in models/tindermoss is not used: it was made by other max steps.\n"
 
 
 def test_each_purpose_has_a_draw_of_its_own():
