@@ -19,19 +19,19 @@ NOTE = "recipe.json"  # in a model's folder
 UNREAD = ("source", "build.py", "soil.py", "README.md", "claims.yaml", "replications.json", "__pycache__")
 
 
-def fingerprint(content: str | bytes) -> str:
+def short_hash(content: str | bytes) -> str:
     """Condense a text: the same text gives the same 12 letters and digits."""
     return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()[:12]
 
 
-def data_fingerprint() -> str:
+def data_hash() -> str:
     """Condense what lessons read of the data folder: names and contents."""
     lines = []
     for path in sorted(DATA.rglob("*")):
         name = path.relative_to(DATA)
         if path.is_file() and name.parts[0] not in UNREAD and not name.name.startswith("."):
-            lines.append(f"{name.as_posix()} {fingerprint(path.read_bytes())}")
-    return fingerprint("\n".join(lines))
+            lines.append(f"{name.as_posix()} {short_hash(path.read_bytes())}")
+    return short_hash("\n".join(lines))
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Registration:
     def version(self) -> str:
         """Condense what decides: all but the lesson's number and the story of the changes."""
         deciding = {name: value for name, value in asdict(self).items() if name not in ("lesson", "changes")}
-        return fingerprint(json.dumps(deciding))
+        return short_hash(json.dumps(deciding))
 
 
 def registered() -> dict[str, Registration]:
@@ -78,7 +78,7 @@ def registration(id: str, kind: str) -> Registration:
 
 def save_record(entry: Registration, record: Mapping[str, object]) -> None:
     """Save what a claim or a check came to, with the version of its entry, the data and the day."""
-    stamps = {"version": entry.version, "data": data_fingerprint(), "date": date.today().isoformat()}
+    stamps = {"version": entry.version, "data": data_hash(), "date": date.today().isoformat()}
     with written_aside(build_folder() / "claims" / f"{entry.id}.json") as partial:
         whole = {"id": entry.id, "kind": entry.kind, "text": entry.sentence, **record, **stamps}
         partial.write_text(json.dumps(whole, indent=1, default=float), encoding="utf-8")
@@ -89,7 +89,7 @@ def claims(folder: Path | None = None, since: float = 0.0) -> list[dict]:
 
     folder: that of another run; else the build folder's.  since: only what was saved after this moment, in seconds since 1970.
     """
-    entries, data, current, stale = registered(), data_fingerprint(), [], defaultdict(list)
+    entries, data, current, stale = registered(), data_hash(), [], defaultdict(list)
     for path in sorted((folder or build_folder() / "claims").glob("C*.json")):
         if path.stat().st_mtime < since:
             continue
@@ -118,7 +118,7 @@ def tally(records: Iterable[Mapping]) -> str:
 
 
 def write_note(folder: str | Path, **made: object) -> None:
-    """Leave in a model's folder how it was made: knobs, fingerprints of rows or data, and what it took."""
+    """Leave in a model's folder how it was made: knobs, hashes of rows or data, and what it took."""
     with written_aside(Path(folder) / NOTE) as partial:
         partial.write_text(json.dumps({**made, "date": date.today().isoformat()}, indent=1), encoding="utf-8")
 

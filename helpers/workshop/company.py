@@ -8,7 +8,7 @@ from typing import Any
 
 from helpers.data import Example, draw, limit, read, spaced
 from helpers.machine.paths import DATA, build_folder
-from helpers.machine.records import fingerprint, read_note, write_note
+from helpers.machine.records import read_note, short_hash, write_note
 from helpers.models import load_model, save_model
 from helpers.tokenization import encode_all
 from helpers.training import Config, History, train
@@ -63,13 +63,13 @@ def questions(split: str, facts: int, others: int, recipe: Recipe, purpose: str)
 
 
 def note(recipe: Recipe, history: History, folder: str | Path) -> None:
-    """Leave in the folder of a model its recipe, a fingerprint of the rows that it was trained on, and what that took."""
-    write_note(folder, **asdict(recipe), rows=fingerprint(repr(taught(recipe))), history=asdict(history))
+    """Leave in the folder of a model its recipe, a hash of the rows that it was trained on, and what that took."""
+    write_note(folder, **asdict(recipe), rows=short_hash(repr(taught(recipe))), history=asdict(history))
 
 
 def noted(recipe: Recipe, folder: str | Path) -> History | None:
     """Read what it took to make a model by this recipe of today's rows; of another one None, and why is printed."""
-    made = read_note(folder, **asdict(recipe), rows=fingerprint(repr(taught(recipe))))
+    made = read_note(folder, **asdict(recipe), rows=short_hash(repr(taught(recipe))))
     return History(**made["history"]) if made else None
 
 

@@ -67,7 +67,7 @@ def test_changes_are_dated_in_their_order_and_say_why():
     assert all(ENTRIES[id].changes for id in CHECKS), "each became a check one day"
 
 
-def test_no_lesson_reads_what_the_datas_fingerprint_leaves_out():
+def test_no_lesson_reads_what_the_hash_of_the_data_leaves_out():
     code = "\n".join(cell.source for cells in LESSONS.values() for cell in cells)
     assert not [name for name in UNREAD if re.search(rf'DATA / "{re.escape(name)}"', code)]
     assert {path.name for path in DATA.iterdir()} - set(UNREAD) >= {"handbook", "evaluation", "train.jsonl", "raw"}

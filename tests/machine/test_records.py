@@ -11,7 +11,7 @@ from helpers.machine import records
 from helpers.machine.paths import DATA, build_folder
 from helpers.machine.records import (
     claims,
-    data_fingerprint,
+    data_hash,
     read_note,
     registered,
     registration,
@@ -107,16 +107,16 @@ def test_a_result_from_before_there_were_rules_is_left_out(data, capsys):
     assert claims(since=2) == [] and capsys.readouterr().out == ""  # not of this run, so nobody misses it
 
 
-def test_the_datas_fingerprint_sees_what_lessons_read_and_nothing_else(data):
-    before = data_fingerprint()
+def test_the_hash_of_the_data_sees_what_lessons_read_and_nothing_else(data):
+    before = data_hash()
     (data / "README.md").write_text("described")
     (data / ".hidden").write_text("an editor's")
     (data / "claims.yaml").write_text("{}")
-    assert data_fingerprint() == before
+    assert data_hash() == before
     (data / "train.jsonl").write_text("other rows")
-    changed = data_fingerprint()
+    changed = data_hash()
     (data / "train.jsonl").rename(data / "rows.jsonl")
-    assert len({before, changed, data_fingerprint()}) == 3
+    assert len({before, changed, data_hash()}) == 3
 
 
 @pytest.mark.parametrize(("field", "value"), [("rules", "x"), ("unit", None)])
