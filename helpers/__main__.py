@@ -30,7 +30,7 @@ def doctor_command(args: argparse.Namespace) -> int:
 
 def run_command(args: argparse.Namespace) -> int:
     """Run notebooks top to bottom."""
-    from helpers.workshop.notebooks import run
+    from helpers.workshop.notebooks import run_notebooks
 
     parameters = {}
     for setting in args.parameter:
@@ -38,7 +38,7 @@ def run_command(args: argparse.Namespace) -> int:
         if not equals:
             raise ValueError(f"-p {setting}: write it as NAME=VALUE, for example -p epochs=1")
         parameters[name] = value
-    return run(args.notebook, args.out, parameters, args.update)
+    return run_notebooks(args.notebook, args.out, parameters, args.update)
 
 
 def columns(setting: str) -> dict[str, str]:

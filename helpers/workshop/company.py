@@ -1,12 +1,17 @@
 """Company: how lesson 1 teaches the invented company's facts, and which a test may ask for; one recipe for its model."""
 
-import json
+import copy
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from helpers.data import Example, draw, limit, read, spaced
-from helpers.machine.paths import DATA
+from helpers.machine.paths import DATA, build_folder
+from helpers.machine.records import read_note, short_hash, write_note
+from helpers.models import load_model, save_model
+from helpers.tokenization import encode_all
+from helpers.training import Config, History, train
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,7 @@ class Recipe:
     upper_layers: int | None = 14
     max_steps: int | None = None
     seed: int = 0
+    model_name: str = "embedded"  # what it starts from
 
 
 def scarce(recipe: Recipe) -> dict[str, int]:
@@ -56,12 +62,28 @@ def questions(split: str, facts: int, others: int, recipe: Recipe, purpose: str)
     return asked
 
 
-def note(recipe: Recipe, folder: str | Path) -> None:
-    """Leave the recipe in the folder of the model that was made by it."""
-    (Path(folder) / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1), encoding="utf-8")
+def note(recipe: Recipe, history: History, folder: str | Path) -> None:
+    """Leave in the folder of a model its recipe, a hash of the rows that it was trained on, and what that took."""
+    write_note(folder, **asdict(recipe), rows=short_hash(repr(taught(recipe))), history=asdict(history))
 
 
-def noted(folder: str | Path) -> Recipe:
-    """Read the recipe of a model back; the usual one where none was left."""
-    path = Path(folder) / "recipe.json"
-    return Recipe(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else Recipe()
+def noted(recipe: Recipe, folder: str | Path) -> History | None:
+    """Read what it took to make a model by this recipe of today's rows; of another one None, and why is printed."""
+    made = read_note(folder, **asdict(recipe), rows=short_hash(repr(taught(recipe))))
+    return History(**made["history"]) if made else None
+
+
+def first_finetune(base, tokenizer, recipe: Recipe) -> tuple[Any, History]:
+    """Load the model of lesson 1, with the history of its training; make it where none has this recipe and today's rows.
+
+    base, tokenizer: the general model of `recipe.model_name`; it stays as it is.
+    """
+    folder = build_folder() / "models" / "tindermoss"
+    history = noted(recipe, folder)
+    if history is None:
+        names = ("epochs", "learning_rate", "batch_size", "upper_layers", "max_steps", "seed")
+        config = Config(**{name: getattr(recipe, name) for name in names}, shuffle=False)
+        learner = copy.deepcopy(base)
+        history = train(learner, encode_all(tokenizer, taught(recipe)), config)
+        note(recipe, history, save_model(learner, tokenizer, folder))
+    return load_model(folder)[0], history

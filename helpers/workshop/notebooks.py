@@ -19,6 +19,8 @@ from pathlib import Path
 import nbformat
 import psutil
 from jupyter_client import AsyncKernelManager
+from jupyter_client.manager import KernelManager as AnyManager
+from jupyter_client.provisioning import LocalProvisioner
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert import HTMLExporter
@@ -27,6 +29,7 @@ from traitlets import default
 from helpers.machine.files import check_folder
 from helpers.machine.paths import ROOT
 from helpers.machine.progress import Bar
+from helpers.machine.records import claims, tally
 
 NOTEBOOKS = ROOT / "notebooks"
 METADATA = {
@@ -35,7 +38,8 @@ METADATA = {
 }
 WIDGET = "application/vnd.jupyter.widget-view+json"
 BAR = re.compile(r"\d%\|.*\|.*\[|\d+\w+ \[\d\d:\d\d")  # as tqdm writes it, with or without a total
-
+# What the table names one by one: kind of record, what it came to, and how that is said.
+OPEN = (("check", False, "broken"), ("claim", False, "does not hold in this run"), ("claim", None, "cannot tell"))
 
 SOCKET_BYTES = 103  # the longest name of a Unix socket that every system takes
 SECONDS_TO_STOP = 5.0  # that a cell has to clean up when the run is stopped
@@ -149,7 +153,7 @@ def noted_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-async def _perform(client: NotebookClient, manager: KernelManager, env: dict[str, str], stopped: Callable[[], bool]) -> bool:
+async def _perform(client: NotebookClient, manager: AnyManager, env: dict[str, str], stopped: Callable[[], bool]) -> bool:
     """Execute a notebook until it is done, and leave no process of its kernel behind. False when it was stopped before."""
     work = asyncio.ensure_future(client.async_execute(env=env))
     try:
@@ -160,12 +164,13 @@ async def _perform(client: NotebookClient, manager: KernelManager, env: dict[str
             return True
         family: list[psutil.Process] = []
         with suppress(psutil.Error):
-            if manager.has_kernel:
+            if isinstance(manager.provisioner, LocalProvisioner) and manager.has_kernel:
                 kernel = psutil.Process(manager.provisioner.pid)
                 family = [*kernel.children(recursive=True), kernel]
             if family and client.code_cells_executed:
                 client.shutdown_kernel = "immediate"
-                manager.kernel_spec.interrupt_mode = "message"  # nbclient's interrupt: children would print a trace each
+                if manager.kernel_spec:
+                    manager.kernel_spec.interrupt_mode = "message"  # nbclient's interrupt: children would print a trace each
                 if os.name != "nt":
                     family[-1].send_signal(signal.SIGINT)  # the cell may clean up, and end what it has started
                 await asyncio.wait([work], timeout=SECONDS_TO_STOP)
@@ -183,20 +188,9 @@ async def _perform(client: NotebookClient, manager: KernelManager, env: dict[str
         atexit.unregister(client._cleanup_kernel)  # it has nothing to do, and would complain
 
 
-def execute(
-    path: Path, out: Path, parameters: dict[str, str] | None = None, stopped: Callable[[], bool] = lambda: False
-) -> tuple[nbformat.NotebookNode, Report]:
-    """Run one notebook from a fresh kernel, and write its executed copy and an HTML page to `out`.
-
-    stopped: asked a few times a second; once it says True, the kernel and all it has started end.
-    A notebook that fails or is stopped is written as far as it came; the report says which cell it was, and why.
-    """
-    from helpers.lesson import claims
-
-    notebook = nbformat.read(path, as_version=4)
-    set_parameters(notebook, parameters or {})
-    report, began, given_up = Report(path.stem), time.time(), threading.Event()
-    total = sum(cell.cell_type == "code" for cell in notebook.cells)
+def _run_cells(notebook: nbformat.NotebookNode, path: Path, out: Path, stopped: Callable[[], bool]) -> str:
+    """Run all cells in a fresh kernel, with a bar; return what went wrong, as the report says it, or nothing."""
+    given_up, total = threading.Event(), sum(cell.cell_type == "code" for cell in notebook.cells)
     with Bar(total=total, desc=path.stem, unit="cell") as bar, ThreadPoolExecutor(1) as thread:
         client = NotebookClient(
             notebook,
@@ -205,7 +199,7 @@ def execute(
             kernel_manager_class=KernelManager,
             resources={"metadata": {"path": str(path.parent)}},
             coalesce_streams=True,
-            on_cell_executed=lambda cell, **_: bar.update(cell.cell_type == "code"),
+            on_cell_executed=lambda **_: bar.update(1),
         )
         env = {**os.environ, "COURSE_BUILD": str(out.resolve())}
         # In a thread of its own: in the main one, nbclient would hear the signals in our place.
@@ -214,18 +208,32 @@ def execute(
         try:
             while not done.done():
                 wait([done], timeout=0.5)  # not longer: on Windows a signal is heard in between only
-            if not done.result():
-                report.failure = f"stopped in cell {client.code_cells_executed}" if client.code_cells_executed else "stopped"
+            if done.result():
+                return ""
+            return f"stopped in cell {client.code_cells_executed}" if client.code_cells_executed else "stopped"
         except CellExecutionError as error:
-            report.failure = f"cell {client.code_cells_executed}: {error.ename}: {error.evalue}".split("\n")[0]
+            return f"cell {client.code_cells_executed}: {error.ename}: {error.evalue}".split("\n")[0]
         except (DeadKernelError, AssertionError):  # nbclient's cleaning up may stumble over a kernel that was killed
-            report.failure = f"cell {client.code_cells_executed}: the kernel died; most likely memory ran out"
+            return f"cell {client.code_cells_executed}: the kernel died; most likely memory ran out"
         except RuntimeError as error:
-            report.failure = f"the kernel did not start: {error}"
+            return f"the kernel did not start: {error}"
         finally:
             given_up.set()  # an interrupt that the caller does not note ends the kernel too
-    report.minutes = (time.time() - began) / 60
-    report.claims = claims(out / "claims", since=began)
+
+
+def execute(
+    path: Path, out: Path, parameters: dict[str, str] | None = None, stopped: Callable[[], bool] = lambda: False
+) -> tuple[nbformat.NotebookNode, Report]:
+    """Run one notebook from a fresh kernel, and write its executed copy and an HTML page to `out`.
+
+    stopped: asked a few times a second; once it says True, the kernel and all it has started end.
+    A notebook that fails or is stopped is written as far as it came; the report says which cell it was, and why.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    set_parameters(notebook, parameters or {})
+    began = time.time()
+    failure = _run_cells(notebook, path, out, stopped)
+    report = Report(path.stem, (time.time() - began) / 60, claims(out / "claims", since=began), failure)
     drop_progress(notebook)
     out.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, out / path.name)
@@ -243,19 +251,24 @@ def commit_outputs(notebook: nbformat.NotebookNode, path: Path) -> None:
 
 
 def table(reports: list[Report], say: Callable[[str], None]) -> None:
-    """Say how each notebook went: minutes, claims, and how it ended."""
-    width = max(len(report.name) for report in reports)
-    say(f"\n{'notebook':<{width}}  minutes  claims held  result")
-    for report in reports:
-        held = f"{sum(claim['holds'] is True for claim in report.claims)} of {len(report.claims)}"
-        say(f"{report.name:<{width}}  {report.minutes:7.1f}  {held:>11}  {report.failure or 'done'}")
-        for holds, words in ((False, "does not hold in this run"), (None, "cannot tell")):
-            for claim in report.claims:
-                if claim["holds"] is holds:
-                    say(f"{'':<{width}}  {words}: {claim['id']} {claim['text']}")
+    """Say how each notebook went: minutes, what its checks and claims came to, each kind by itself, and how it ended."""
+    told = [tally(report.claims) if report.claims else "none" for report in reports]
+    first = max(len(report.name) for report in reports)
+    second = max(map(len, ("checks and claims", *told)))
+    say(f"\n{'notebook':<{first}}  minutes  {'checks and claims':<{second}}  result")
+    for report, came_to in zip(reports, told, strict=True):
+        say(f"{report.name:<{first}}  {report.minutes:7.1f}  {came_to:<{second}}  {report.failure or 'done'}")
+        for kind, holds, words in OPEN:
+            for record in report.claims:
+                if (record["kind"], record["holds"]) == (kind, holds):
+                    say(f"{'':<{first}}  {words}: {record['id']} {record['text']}")
+    if len(reports) > 1:
+        say(f"In all: {tally(record for report in reports for record in report.claims)}")
 
 
-def run(names: list[str], out: Path, parameters: dict[str, str], update: bool, say: Callable[[str], None] = print) -> int:
+def run_notebooks(
+    names: list[str], out: Path, parameters: dict[str, str], update: bool, say: Callable[[str], None] = print
+) -> int:
     """Run notebooks one after another, then print a table of minutes, claims and failures, whatever has happened.
 
     Returns 0 when all went well, 1 when one failed, and 128 + N when signal N (Ctrl-C, SIGTERM, SIGHUP) has stopped the run.

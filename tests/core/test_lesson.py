@@ -6,73 +6,89 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 
 from helpers.evaluation import difference, interval
-from helpers.lesson import LivePlot, claim, claims, compare_bars, say, show
-from helpers.machine.history import History
+from helpers.lesson import check, claim, say, show
 from helpers.machine.paths import build_folder
+from helpers.machine.records import registered
+from helpers.text.outcome import Outcome
 
 InteractiveShell.instance()  # what is displayed can only be caught inside IPython
 
 
+def saved(id):
+    return json.loads((build_folder() / "claims" / f"{id}.json").read_text())
+
+
 def test_a_claim_shows_its_box_and_is_saved():
     with capture_output() as shown:
-        claim("C03", "Answers are <more> consistent", True, {"before": interval([0, 1, 0, 0]), "steps": 3, "loss": 0.12345})
-    page = shown.outputs[0].data["text/html"]
-    assert "C03: holds in this run" in page and "&lt;more&gt;" in page and "25.0% (0.0% to" in page and "0.123" in page
-    assert "☑ C03" in shown.outputs[0].data["text/plain"]
-    saved = json.loads((build_folder() / "claims" / "C03.json").read_text())
-    assert saved["holds"] is True and saved["text"] == "Answers are <more> consistent"
-    assert saved["evidence"]["before"]["mean"] == 0.25 and saved["evidence"]["loss"] == 0.12345
+        claim("C03", Outcome(True), {"<before>": interval([0, 1, 0, 0]), "steps": 3, "loss": 0.12345})
+    page, plain = shown.outputs[0].data["text/html"], shown.outputs[0].data["text/plain"]
+    assert "Claim C03: holds in this run" in page and "&lt;before&gt;" in page and "25.0% (0.0% to" in page and "0.123" in page
+    assert plain.startswith(f"☑ Claim C03: holds in this run. {registered()['C03'].sentence}\n   <before>: 25.0%")
+    record = saved("C03")
+    assert (record["kind"], record["holds"], record["text"]) == ("claim", True, registered()["C03"].sentence)
+    assert record["evidence"]["<before>"]["mean"] == 0.25 and record["evidence"]["loss"] == 0.12345
+    assert record["shown"] == {"<before>": str(interval([0, 1, 0, 0])), "steps": "3", "loss": "0.123"}
 
 
 def test_a_claim_that_fails_says_so_and_the_latest_run_counts():
-    for holds in (True, False):
+    for outcome in (True, Outcome(False)):
         with capture_output() as shown:
-            claim("C04", "Fewer hallucinations", holds, {"difference": 0.1})
-    assert "☐ C04: does not hold in this run" in shown.outputs[0].data["text/html"]
-    with capture_output():
-        claim("C02", "Learns", True, {"n": 1})
-    assert [(saved["id"], saved["holds"]) for saved in claims()] == [("C02", True), ("C04", False)]
-    assert claims(since=4e9) == []
-    assert not list((build_folder() / "claims").glob("*partial*"))
+            claim("C04", outcome, {"difference": 0.1})
+    assert "☐ Claim C04: does not hold in this run" in shown.outputs[0].data["text/html"]
+    assert saved("C04")["holds"] is False
+    assert [path.name for path in (build_folder() / "claims").iterdir()] == ["C04.json"]
+
+
+@pytest.mark.parametrize(("holds", "words"), [(True, "✓ Check C06: checked."), (False, "✗ Check C06: broken.")])
+def test_a_check_is_another_kind_of_box(holds, words):
+    with capture_output() as shown:
+        check("C06", holds, {"our loop": "2.50000"})
+    assert words in shown.outputs[0].data["text/html"] and shown.outputs[0].data["text/plain"].startswith(words)
+    assert (saved("C06")["kind"], saved("C06")["holds"]) == ("check", holds)
 
 
 def test_a_claim_that_cannot_be_told_is_neither_and_says_how_many_would_tell():
     change = difference([0] * 20, [1] * 4 + [0] * 16)
     with capture_output() as shown:
-        claim("C05", "Better", change.above(), {"difference": change})
-    assert "? C05: this run cannot tell" in shown.outputs[0].data["text/html"]
-    needed = f"about {change.above().needed} instead of so few"
-    assert needed in shown.outputs[0].data["text/plain"]
-    saved = json.loads((build_folder() / "claims" / "C05.json").read_text())
-    assert saved["holds"] is None and saved["shown"]["would tell, if it is as it looks"] == needed
+        claim("C02", change.above(), {"difference": change})
+    assert "? Claim C02: this run cannot tell" in shown.outputs[0].data["text/html"]
+    enough = f"about {change.above().needed} instead of so few (unit: fact, with all its wordings)"
+    assert enough in shown.outputs[0].data["text/plain"]
+    assert saved("C02")["holds"] is None and saved("C02")["shown"]["would tell, if it is as it looks"] == enough
 
 
-def test_a_claim_without_evidence_is_refused():
-    with pytest.raises(ValueError, match="C09: a claim needs evidence"):
-        claim("C09", "Trust me", True, {})
+def test_a_claim_that_looks_wrong_and_cannot_be_told_says_that_nobody_knows_how_many_would():
+    change = difference([1] * 4 + [0] * 16, [0] * 20)
+    assert change.above() == Outcome(None)
+    with capture_output():
+        claim("C02", change.above(), {"difference": change})
+    assert saved("C02")["shown"]["cannot tell"].startswith("so few leave room for yes and no")
+
+
+@pytest.mark.parametrize(
+    ("tell", "id", "outcome", "evidence", "message"),
+    [
+        (claim, "C00", True, {"n": 1}, r"C00 is not in data/claims.yaml. Write there first what it measures"),
+        (claim, "C06", True, {"n": 1}, r"C06 is a check in data/claims.yaml, not a claim: call check\('C06', ...\)"),
+        (check, "C02", True, {"n": 1}, r"C02 is a claim in data/claims.yaml, not a check: call claim\('C02', ...\)"),
+        (check, "C06", Outcome(None), {"n": 1}, r"C06: a check holds or is broken, for sure. Pass True or False"),
+        (claim, "C09", True, {}, r"C09: a claim needs evidence. Pass what was measured"),
+        (claim, "C09", Outcome(None, 30), {}, r"C09: a claim needs evidence. Pass what was measured"),
+        (check, "C06", True, {}, r"C06: a check needs evidence"),
+    ],
+)
+def test_what_is_not_written_down_or_not_measured_is_refused(tell, id, outcome, evidence, message):
+    with pytest.raises(ValueError, match=message):
+        tell(id, outcome, evidence)
+    assert not (build_folder() / "claims").exists()
 
 
 def test_pictures_carry_their_text_alternative():
-    figure, ax = plt.subplots()
-    compare_bars(ax, {"before": {"right": interval([0, 1])}, "after": {"right": interval([1, 1])}}, "share")
+    figure, _ = plt.subplots()
     with capture_output() as shown:
         show(figure, "Right: 50% before, 100% after.")
     assert shown.outputs[0].metadata["image/png"]["alt"] == "Right: 50% before, 100% after."
     assert not plt.get_fignums()
-
-
-def test_the_live_plot_draws_the_first_and_the_last_step():
-    history = History(planned_steps=30)
-    plot = LivePlot(every=1000)
-    with capture_output() as shown:
-        for step in range(1, 31):
-            history.steps.append({"step": step, "loss": 3.0 / step})
-            if step == 30:
-                history.held_out.append({"step": 30, "loss": 0.2})
-            plot(history)
-    assert len(shown.outputs) == 2
-    alt = shown.outputs[-1].metadata["image/png"]["alt"]
-    assert "30 of 30 steps" in alt and "from 3.00 to" in alt and "never trained on is 0.20" in alt
 
 
 def test_say_puts_numbers_into_prose():

@@ -28,7 +28,7 @@ from helpers.models import save_model
 from helpers.serving.export import write_gguf
 from helpers.tokenization import Row
 from helpers.training import Config, train
-from helpers.workshop.notebooks import run
+from helpers.workshop.notebooks import run_notebooks
 
 
 def call(*arguments):
@@ -86,7 +86,7 @@ def test_evaluate_checks_its_output_before_it_loads_a_model(places, option):
 
 def test_run_and_export_check_their_output_before_they_begin(places, embedded):
     with pytest.raises(OutputError, match=r"--out .*file is not a folder"):
-        run(["01"], places / "file", {}, False)
+        run_notebooks(["01"], places / "file", {}, False)
     with pytest.raises(OutputError, match="is a folder"):
         write_gguf(*embedded, places / "full")
 

@@ -1,0 +1,72 @@
+"""Plots: the loss while it falls, and bars with intervals: what only some lessons draw."""
+
+import time
+
+import matplotlib.pyplot as plt
+import numpy as np
+from IPython.display import DisplayHandle, Image, display
+from matplotlib.axes import Axes
+
+from helpers.evaluation import Interval
+from helpers.lesson import BLUE, GREEN, GREY, ORANGE, RED, as_image
+from helpers.training import History
+
+
+class LivePlot:
+    """The loss curve, redrawn while the model learns. Pass it to `train` as `on_step`."""
+
+    def __init__(self, every: float = 10.0):
+        """Redraw every so many seconds."""
+        self.every = every
+        self.drawn = -np.inf
+        self.handle: DisplayHandle | None = None
+
+    def __call__(self, history: History) -> None:
+        """Take the history after a step; redraw if it is time."""
+        last = len(history.steps) == history.planned_steps
+        if not last and time.monotonic() - self.drawn < self.every:
+            return
+        self.drawn = time.monotonic()
+        picture = self.draw(history)
+        if self.handle is None:
+            self.handle = display(picture, display_id=True)
+        else:
+            self.handle.update(picture)
+
+    @staticmethod
+    def draw(history: History) -> Image:
+        """Draw the training loss of every step, its running mean, and the held-out loss."""
+        steps = [step["step"] for step in history.steps]
+        losses = np.array([step["loss"] for step in history.steps])
+        window = min(10, len(losses))
+        smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
+        told = f"it goes from {losses[0]:.2f} to {smooth[-1]:.2f} nats a token."
+        figure, axes = plt.subplots()
+        axes.plot(steps, losses, color=BLUE, alpha=0.25, linewidth=1)
+        axes.plot(steps[window - 1 :], smooth, color=BLUE, label=f"training, mean of {window} steps")
+        if history.held_out:
+            held_steps, held = zip(*((entry["step"], entry["loss"]) for entry in history.held_out), strict=True)
+            axes.plot(held_steps, held, "o", markersize=9, color=ORANGE, label="questions never trained on")
+            told += f" The loss on questions never trained on is {held[-1]:.2f}."
+        axes.set(xlim=(0, history.planned_steps), ylim=(0, None), title="The model learns")
+        axes.set(xlabel="optimiser step", ylabel="loss (nats a token)")
+        axes.legend(frameon=False)
+        return as_image(figure, f"Line plot of the loss over {len(steps)} of {history.planned_steps} steps: {told}")
+
+
+def compare_bars(ax: Axes, groups: dict[str, dict[str, Interval]], ylabel: str) -> None:
+    """Draw bars with intervals side by side: {"before": {"accuracy": Interval, ...}, "after": {...}}."""
+    names = list(next(iter(groups.values())))
+    width = 0.8 / len(groups)
+    for i, ((label, measured), color) in enumerate(zip(groups.items(), (GREY, BLUE, ORANGE, GREEN, RED), strict=False)):
+        at = np.arange(len(names)) + (i - (len(groups) - 1) / 2) * width
+        low, means, high = np.array([[measured[name].low, measured[name].mean, measured[name].high] for name in names]).T
+        spread = np.clip([means - low, high - means], 0, None)
+        ax.bar(at, means, width * 0.92, color=color, label=label, yerr=spread, capsize=5, ecolor="#222222")
+        for x, mean, top in zip(at, means, high, strict=True):
+            ax.text(x, top + 0.02, f"{mean:.0%}", ha="center", fontsize=13)
+    ax.set_xticks(np.arange(len(names)), names)
+    ax.set(ylabel=ylabel, ylim=(0, 1.15))
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}" if value <= 1.001 else "")
+    ax.grid(axis="x", visible=False)
+    ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=len(groups))
