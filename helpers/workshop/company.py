@@ -1,12 +1,16 @@
 """Company: how lesson 1 teaches the invented company's facts, and which a test may ask for; one recipe for its model."""
 
+import copy
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from helpers.data import Example, draw, limit, read, spaced
-from helpers.machine.paths import DATA
+from helpers.machine.paths import DATA, build_folder
+from helpers.models import load_model, save_model
+from helpers.tokenization import encode_all
+from helpers.training import Config, History, train
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,7 @@ class Recipe:
     upper_layers: int | None = 14
     max_steps: int | None = None
     seed: int = 0
+    model_name: str = "embedded"  # what it starts from
 
 
 def scarce(recipe: Recipe) -> dict[str, int]:
@@ -55,12 +60,33 @@ def questions(split: str, facts: int, others: int, recipe: Recipe, purpose: str)
     return asked
 
 
-def note(recipe: Recipe, folder: str | Path) -> None:
-    """Leave the recipe in the folder of the model that was made by it."""
-    (Path(folder) / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1), encoding="utf-8")
+def note(recipe: Recipe, history: History, folder: str | Path) -> None:
+    """Leave in the folder of a model by which recipe it was made, and what that took."""
+    made = {"recipe": asdict(recipe), "history": asdict(history)}
+    (Path(folder) / "made.json").write_text(json.dumps(made, indent=1), encoding="utf-8")
 
 
-def noted(folder: str | Path) -> Recipe:
-    """Read the recipe of a model back; the usual one where none was left."""
-    path = Path(folder) / "recipe.json"
-    return Recipe(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else Recipe()
+def noted(folder: str | Path) -> tuple[Recipe, History] | None:
+    """Read back how a model was made, and what that took; None where nothing was left."""
+    path = Path(folder) / "made.json"
+    if not path.is_file():
+        return None
+    made = json.loads(path.read_text(encoding="utf-8"))
+    return Recipe(**made["recipe"]), History(**made["history"])
+
+
+def first_finetune(base, tokenizer, recipe: Recipe) -> tuple:
+    """Load the model of lesson 1, with its recipe and the history of its training; make it where it is missing.
+
+    base, tokenizer: the general model of `recipe.model_name`. A model that was made of another one is made again.
+    """
+    folder = build_folder() / "models" / "tindermoss"
+    made = noted(folder)
+    if made is None or made[0].model_name != recipe.model_name:
+        names = ("epochs", "learning_rate", "batch_size", "upper_layers", "max_steps", "seed")
+        config = Config(**{name: getattr(recipe, name) for name in names}, shuffle=False)
+        learner = copy.deepcopy(base)
+        made = recipe, train(learner, encode_all(tokenizer, taught(recipe)), config)
+        note(*made, save_model(learner, tokenizer, folder))
+    model, _ = load_model(folder)
+    return model, *made
