@@ -82,7 +82,7 @@ def test_the_network_comes_back():
 
 
 def test_peak_memory_is_that_of_the_block():
-    """Also where a block lies in another one, as a run of the loop does in lesson 5."""
+    """Also where a block lies in another one, as a run of the loop does in lesson 6."""
     with PeakMemory(torch.device("cpu")) as outer:
         large = torch.ones(2**27)  # 0.5 GiB
         time.sleep(0.1)

@@ -234,7 +234,7 @@ def test_kappa_by_hand():
 
 
 def test_the_judge_agrees_with_a_reader():
-    """On answers labelled by reading; what the two see differently is shown by lesson 6."""
+    """On answers labelled by reading; what the two see differently is shown by lesson 7."""
     labelled = read_labelled(DATA / "judged.jsonl")
     assert len(labelled) >= 60 and (labelled["source"] == "model").sum() >= 60
     assert labelled["label"].value_counts().min() >= 8

@@ -1,13 +1,15 @@
 """The company's model: the lessons that use it make the same one, and none tests what another keeps scarce."""
 
 import ast
+from dataclasses import replace
 
 import nbformat
 import pytest
 
 from helpers.data import draw, read
 from helpers.machine.paths import DATA
-from helpers.workshop.company import Recipe, note, noted, questions, scarce, taught
+from helpers.training import History
+from helpers.workshop.company import Recipe, first_finetune, note, noted, questions, scarce, taught
 from helpers.workshop.notebooks import NOTEBOOKS
 
 
@@ -19,10 +21,10 @@ def knobs(number):
     return {node.targets[0].id: ast.literal_eval(node.value) for node in assigned}
 
 
-def test_lessons_1_and_6_make_the_same_model_whichever_runs_first():
-    for number in ("01", "06"):
+def test_lessons_1_2_and_7_make_the_same_model_whichever_runs_first():
+    for number in ("01", "02", "07"):
         mine = {name: value for name, value in knobs(number).items() if name in Recipe.__dataclass_fields__}
-        assert Recipe(**mine) == Recipe() and {"wordings", "max_steps", "seed"} <= set(mine)
+        assert Recipe(**mine) == Recipe() and {"wordings", "max_steps", "seed", "model_name"} <= set(mine)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -32,7 +34,7 @@ def test_no_lesson_tests_a_fact_that_was_kept_scarce(seed):
     assert sorted(few.values()) == [1] * 12 + [3] * 12
     drawn = [
         {example.facts[0] for example in questions(split, 50, 5, recipe, purpose) if example.kind == "fact"}
-        for split, purpose in (("test", "lesson 1"), ("test", "lesson 6, test"), ("dev", "lesson 6, development"))
+        for split, purpose in (("test", "why finetune"), ("test", "evaluation, test"), ("dev", "evaluation, development"))
     ]
     assert all(len(facts) == 50 and not facts & set(few) for facts in drawn)
     assert drawn[0] != drawn[1] != drawn[2], "a purpose of its own, a draw of its own"
@@ -48,10 +50,23 @@ def test_scarce_facts_are_taught_in_as_many_wordings_as_they_say():
     assert taught(recipe) == rows
 
 
-def test_a_model_carries_its_recipe(tmp_path):
-    assert noted(tmp_path) == Recipe()
-    note(Recipe(seed=7, max_steps=3), tmp_path)
-    assert noted(tmp_path) == Recipe(seed=7, max_steps=3)
+def test_a_model_carries_its_recipe_and_what_it_took(tmp_path):
+    assert noted(tmp_path) is None
+    made = Recipe(seed=7, max_steps=3), History(3, steps=[{"step": 1, "loss": 2.5}], tokens=10, seconds=1.5)
+    note(*made, tmp_path)
+    assert noted(tmp_path) == made
+
+
+def test_the_first_finetune_is_made_once_and_anew_from_another_base(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("COURSE_BUILD", str(tmp_path))
+    folder, recipe = tmp_path / "models" / "tindermoss", Recipe(wordings=1, max_steps=1, model_name="tiny")
+    _, made, history = first_finetune(*tiny, recipe)
+    assert made == recipe and len(history.steps) == 1
+    written = (folder / "model.safetensors").stat().st_mtime_ns
+    model, *again = first_finetune(*tiny, replace(recipe, seed=5))
+    assert again == [made, history] and (folder / "model.safetensors").stat().st_mtime_ns == written
+    assert model.config.hidden_size == tiny[0].config.hidden_size
+    assert first_finetune(*tiny, replace(recipe, model_name="another"))[1].model_name == "another"
 
 
 def test_each_purpose_has_a_draw_of_its_own():
