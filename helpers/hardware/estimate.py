@@ -1,7 +1,6 @@
 """Estimate: what a finetune will take in memory and arithmetic, before it is run.
 
-Every term of `memory` is a line with its reason; a test and the lesson on getting started hold the sum against
-measured peaks.
+Every term of `memory` is a line with its reason; a test and lesson 9 hold the sum against measured peaks.
 """
 
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ OPTIMISERS = {  # numbers kept a weight; and their bytes, or None: as wide as th
 METHODS = ("full", "upper", "lora", "lora4")
 NF4 = 0.5 + 0.127 / 8  # bytes a weight: 4 bits, and 0.127 bits of constants for each: QLoRA, arXiv:2305.14314
 # Holes: what a process on a CPU holds beyond the tensors in use, as a share of those that come and go. The only constants
-# that were chosen by measuring, each on 16 rows of 64 tokens; the lesson tests them on other settings.
+# that were chosen by measuring, each on 16 rows of 64 tokens; lesson 9 tests them on other settings.
 # Known to be too low: adapters with checkpointing on a CPU took 29 to 45% more than the sum, all of it holes;
 # a full finetune in float32 (512 tokens in rows of 64) 12%, where the table's gradient stands more than once.
 HOLES = {"full": 0.36, "upper": 0.36, "lora": 0.66, "lora4": 0.66}

@@ -427,7 +427,7 @@ def test_what_a_user_sees(tmp_path):
 
 
 def test_a_tokenizer_of_bytes_needs_no_file(tmp_path):
-    """As that of lesson 2's small model, which is saved, and read again by lesson 3."""
+    """As that of lesson 4's small model, which is saved, and read again by lesson 5."""
     letters = transformers.ByT5Tokenizer()
     folder = make(tmp_path / "letters", tokenizer=letters, vocab_size=len(letters))
     assert not (folder / "tokenizer.json").exists()

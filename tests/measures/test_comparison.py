@@ -38,7 +38,7 @@ def test_verdict_on_equal_models():
 
 
 def test_results_go_to_a_file_and_come_back_by_pandas(tmp_path):
-    """As lesson 6 keeps them, and compares them with another model's a week later."""
+    """As lesson 7 keeps them, and compares them with another model's a week later."""
     table, path = judged(np.arange(40) < 20), tmp_path / "mine.jsonl"
     table.loc[0, "answer"] = 'odd: "quotes",\nlines and \u2028 separators'
     table.loc[1, ["id", "answer", "fact"]] = ["2024-05-01", "59", "1e5"]

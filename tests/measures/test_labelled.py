@@ -5,7 +5,7 @@ from helpers.measures.labelled import read_labelled
 
 
 def test_the_judge_agrees_with_a_reader():
-    """On answers labelled by reading; what the two see differently is shown by lesson 6."""
+    """On answers labelled by reading; what the two see differently is shown by lesson 7."""
     labelled = read_labelled(DATA / "judged.jsonl")
     assert len(labelled) >= 60 and (labelled["source"] == "model").sum() >= 60
     assert labelled["label"].value_counts().min() >= 8
