@@ -1,1 +1,1 @@
-"""More measures than right and wrong: text, likelihood, comparisons, votes."""
+"""More measures than right and wrong: texts, kinds of error, likelihood, calibration, labels, comparisons, votes."""

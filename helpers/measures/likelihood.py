@@ -1,6 +1,5 @@
 """Likelihood: what a model finds likely: whole answers, the right one of several, plain text."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from helpers.attention import flat_attention
 from helpers.data import DataError, Example
 from helpers.machine.device import pick_dtype
 from helpers.machine.progress import bar_if_long
+from helpers.text.jsonl import json_lines
 from helpers.tokenization import IGNORED, Batch, Row, encode, flatten
 from helpers.training import supervised_logits, token_losses
 
@@ -89,16 +89,15 @@ def read_choices(path: str | Path) -> list[Choice]:
     Raises DataError with file, line and remedy.
     """
     found = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), 1):
-        if not line:
-            continue
-        try:
-            row = json.loads(line)
-            found.append(Choice(row["question"], tuple(row["choices"]), range(len(row["choices"]))[row["answer"]]))
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            remedy = 'Each line needs {"question": text, "choices": [texts], "answer": index}.'
-            raise DataError(f"{path}, line {number}: not a multiple-choice question ({reason}). {remedy}") from None
+    for where, row in json_lines(Path(path)):
+        match row:
+            case {"question": str(question), "choices": [_, _, *_] as choices, "answer": int(answer)} if all(
+                isinstance(choice, str) and choice for choice in choices
+            ) and answer in range(len(choices)):
+                found.append(Choice(question, tuple(choices), answer))
+            case _:
+                remedy = 'Each line needs {"question": text, "choices": [two texts or more], "answer": index from 0}.'
+                raise DataError(f"{where}: not a multiple-choice question. {remedy}")
     return found
 
 

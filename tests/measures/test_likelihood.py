@@ -68,9 +68,28 @@ def test_choosing_inside_the_chat_template_takes_any_number_of_choices(embedded)
     assert [len(scores) for scores in table["likelihoods"]] == [2, 3] and table["chosen"].tolist()[0] == "honey"
 
 
-@pytest.mark.parametrize("line", ["no JSON", "[]", '{"question": "Q?"}', '{"question": "Q?", "choices": ["a"], "answer": 1}'])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "no JSON",
+        "[]",
+        '{"question": "Q?"}',
+        '{"question": "Q?", "choices": ["a", "b"], "answer": 2}',
+        '{"question": "Q?", "choices": ["a", "b"], "answer": -1}',
+        '{"question": "Q?", "choices": ["a", "b"], "answer": "1"}',
+        '{"question": "Q?", "choices": ["a"], "answer": 0}',
+        '{"question": "Q?", "choices": ["a", ""], "answer": 0}',
+        '{"question": "Q?", "choices": "ab", "answer": 0}',
+    ],
+)
 def test_a_line_that_is_no_multiple_choice_question_is_named(tmp_path, line):
     path = tmp_path / "general.jsonl"
     path.write_text('{"question": "Q?", "choices": ["a", "b"], "answer": 1}\n\n' + line + "\n")
     with pytest.raises(DataError, match="line 3: not a multiple-choice question"):
         read_choices(path)
+    with pytest.raises(DataError, match="there is no such file"):
+        read_choices(tmp_path / "nowhere.jsonl")
+
+
+def test_a_choice_knows_its_right_answer():
+    assert Choice("What do bees make?", ("sand", "honey"), 1).right == "honey"
