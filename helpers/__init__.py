@@ -1,13 +1,11 @@
-"""The small shared package of the course: read it in an hour, from data to training to evaluation.
+"""The small shared package of the course. A class reads its core in an hour, in this order:
 
-Nothing heavy is imported here, so `import helpers` is instant; take what you need from its room:
+    data → tokenization → attention → lora → models → training → generation → evaluation → lesson → recipe
 
-    formats → data → cleaning → loading → models → lora → tokenization → trial → attention → checkpoint → training
-    → reading → generation → retrieval → judging → evaluation → measures → comparison → voting → lesson
-    (beside them: packaged holds the models that come as packages, estimate says what a finetune takes,
-    export writes a model as GGUF, progress shows how far work is,
-    output tells beforehand what cannot be written)
-    and beyond the hour, how models are served to many: the package `server`
+What lies below the core stands in `machine` (files, memory, checkpoints, models as they come) and `text` (messages,
+templates, what counts as the same answer). Beside it are wings, each for its lesson: `own_data` (any common file),
+`retrieval`, `measures`, `hardware`, `serving`, and `workshop`. The core imports what lies below and no wing.
+Nothing heavy is imported here, so `import helpers` is instant; take what you need from its room.
 """
 
 import sys

@@ -4,6 +4,7 @@ import math
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import distributed
@@ -39,7 +40,8 @@ def _state(model) -> dict[str, torch.Tensor]:
     """Look up the weights that learn, by name. torch keeps a frozen head that is tied to the embedding, by its second name."""
     named = model.named_parameters(remove_duplicate=False)
     frozen = {name.removeprefix("module.") for name, weight in named if not weight.requires_grad}
-    return {name: weight for name, weight in get_model_state_dict(model, options=_options()).items() if name not in frozen}
+    weights = get_model_state_dict(model, options=_options())
+    return {name: cast(torch.Tensor, weight) for name, weight in weights.items() if name not in frozen}
 
 
 def learnt_weights(model) -> dict[str, torch.Tensor]:

@@ -1,6 +1,7 @@
 """Progress: how far long work has come and how long it still takes, as one bar: a widget in a notebook, text in a terminal."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -11,9 +12,11 @@ class _Widget(tqdm):
     A widget that stayed would be an error message to whoever opens the file later: it needs the kernel that made it.
     """
 
+    container: Any  # what tqdm's own bar for notebooks shows
+
     def __init__(self, *args, **options):
         """Take tqdm's arguments."""
-        self.place = None  # on the page
+        self.place: Any = None  # on the page
         super().__init__(*args, **options, display=False)
         if not self.disable and not self.delay:
             self.display()
@@ -22,7 +25,7 @@ class _Widget(tqdm):
         """Bring the widget up to date; put it on the page when it is not there yet and it is time to."""
         from IPython import display, get_ipython
 
-        super().display(*args, check_delay=False, **options)
+        super().display(*args, **options | {"check_delay": False})
         if check_delay and self.place is None and not self.disable:
             self.place = display.display(self.container, display_id=True)
             if self.iterable is not None:  # a loop that breaks off does not tell its bar
@@ -50,6 +53,6 @@ def bar_if_long(work: Sequence, at_once: int, desc: str, unit: str) -> tqdm:
 
     It stays away where another bar is at it already: the longer work tells how long it takes.
     """
-    another = any(not bar.disable for bar in list(tqdm._instances))
+    another = any(not bar.disable for bar in list(getattr(tqdm, "_instances", ())))
     hidden = another or len(work) <= at_once
     return Bar(work, total=len(work), desc=desc, unit=unit, delay=3.0, mininterval=1.0, disable=hidden)

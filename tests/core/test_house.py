@@ -60,7 +60,7 @@ def test_no_circle_not_even_through_an_import_inside_a_function():
 
 
 def test_the_reading_order_is_one_and_reads_only_what_was_read():
-    order = helpers.__doc__.split("in this order:")[1].split("\n\n")[0].replace("→", " ").split()
+    order = helpers.__doc__.split("in this order:")[1].strip().split("\n\n")[0].replace("→", " ").split()
     assert sorted(order) == sorted(CORE)
     for place, name in enumerate(order):
         later = {f"helpers.{other}" for other in order[place:]}
