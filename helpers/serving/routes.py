@@ -26,7 +26,7 @@ from helpers.serving.jobs import FINISHED, KEPT, WAITING, Jobs
 WAITING_JOBS = 32  # more are refused
 POLLED = 256  # requests whose answers wait to be fetched; more are refused
 STREAM_SECONDS, BATCH_SECONDS = 60.0, 3600.0  # after which nobody seems to fetch any more
-ERRORS = {
+STATUS_CODES = {
     400: "wrong in itself",
     401: "wrong key",
     429: "too much waits already",
@@ -171,7 +171,7 @@ def create_app(engine: Engine, jobs: Jobs, bases: dict[str, str], key: str | Non
         version=version("finetuning-course"),
         docs_url=None,  # these pages would load scripts from elsewhere
         redoc_url=None,
-        responses={code: {"model": contract.Detail, "description": text} for code, text in ERRORS.items()},
+        responses={code: {"model": contract.Detail, "description": text} for code, text in STATUS_CODES.items()},
         dependencies=[Depends(HTTPBearer(auto_error=False))],  # for the document; the guard checks
     )
     app.add_middleware(Guard, key=key, hosts=hosts)
