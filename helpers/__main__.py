@@ -151,7 +151,8 @@ def train_command(args: argparse.Namespace) -> int:
 def say_finetuned(history: "History") -> None:
     """Say what a finetune did."""
     rate = history.supervised_tokens / history.seconds
-    print(f"{history.rows} rows in {history.seconds:.0f} s, {rate:.0f} supervised tokens/s, {history.peak_memory:.1f} GiB.")
+    memory = f"{history.peak_memory:.1f} GiB beyond the loaded model"
+    print(f"{history.rows} rows in {history.seconds:.0f} s, {rate:.0f} supervised tokens/s, {memory}.")
     if history.skipped:
         skipped = f"{len(history.skipped)} of {len(history.steps)} steps"
         print(f"{skipped} changed nothing: a gradient was too large for float16.")
