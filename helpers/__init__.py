@@ -1,4 +1,6 @@
-"""The small shared package of the course. A class reads its core in an hour, in this order:
+"""The small shared package of the course.
+
+A class reads its core in an hour, in this order:
 
     data → tokenization → attention → lora → models → training → generation → evaluation → lesson → recipe
 
