@@ -315,7 +315,7 @@ def names(setting: str) -> list[str]:
 def parser() -> argparse.ArgumentParser:
     """Describe the commands."""
     from helpers.data import ANSWERS
-    from helpers.own_data.layouts import FORMATS
+    from helpers.own_data.names import FORMATS
 
     top = argparse.ArgumentParser(prog="python -m helpers", description="Finetune a language model, ask it, and measure it.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
