@@ -85,6 +85,8 @@ def choice_of(name: str, seen: Mapping[str, Sequence[tuple[str, Any]]], take: st
         if bad is not None:
             raise ChoiceError(_asks_for_label(bad, column))
         return Choice(column, undecided=True)
+    if take == "good":
+        raise DataError(f"{name}: no column says which rows are good ({', '.join(LABELS)}). Leave --take out, or name a bound.")
     for score in filter(spelt.__contains__, SCORES):
         column = spelt[score]
         if any(_number(value) is not None for _, value in seen[column]):
@@ -92,6 +94,4 @@ def choice_of(name: str, seen: Mapping[str, Sequence[tuple[str, Any]]], take: st
                 f"{name}: the column {column!r} rates the answers. Say what is learnt: --take '{column}>=NUMBER' takes the "
                 "better ones, --take all learns every answer."
             )
-    if take == "good":
-        raise DataError(f"{name}: no column says which rows are good ({', '.join(LABELS)}). Leave --take out, or name a bound.")
     return Choice()

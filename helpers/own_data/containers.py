@@ -87,7 +87,10 @@ def container_of(path: Path) -> str:
     if named in ("csv", "tsv", "markdown"):
         return named
     if start.startswith(b"{"):  # an object a line, or one object over many lines?
-        line = start.splitlines()[0].rstrip()
+        line, _, rest = start.partition(b"\n")
+        line = line.rstrip()
+        if named == "json" and not rest.strip():
+            return "json"
         try:
             json.loads(line)
         except (ValueError, RecursionError):
@@ -128,7 +131,7 @@ def _rows_of(content: object, path: Path) -> list:
         if (rows := _columns(content)) is not None:
             return rows
         lists = {name: value for name, value in content.items() if isinstance(value, list)}
-        if any(set(content) >= set(fields) and (len(fields) > 1 or len(lists) == 1) for fields in ALL_LAYOUTS.values()):
+        if not lists or any(set(content) >= set(fields) for fields in ALL_LAYOUTS.values()):
             return [content]
         if len(lists) == 1:
             return next(iter(lists.values()))
@@ -165,16 +168,18 @@ def _header(lines: list[str]) -> tuple[int, str, bool]:
     It may stand below Excel's "sep=;" and below a title. Between delimiters that part equally often, a comma may rather be
     part of a name.
     """
+    for delimiter in "\t;|,":
+        for number, line in enumerate(lines[:HEAD]):
+            cells = [cell for cell in _cells(line, delimiter) if cell] if len(line) < 100_000 else []
+            if any({cell.casefold() for cell in cells} >= set(fields) for fields in ALL_LAYOUTS.values()):
+                return number, delimiter, True
+            if len(cells) > 1:  # the names, if these are unknown, or values
+                break
     if lines and (excel := re.match(r'"?sep=(.)"?\s*$', lines[0])):
         return 1, excel[1], False
     for number, line in enumerate(lines[:HEAD]):
         bare = re.sub('"[^"]*"', "", line)
-        likely = max("\t;|,", key=bare.count)
-        for delimiter in (likely, *"\t;|,") if len(line) < 100_000 else ():
-            names = {name.casefold() for name in _cells(line, delimiter)}
-            if any(names >= set(fields) for fields in ALL_LAYOUTS.values()):
-                return number, delimiter, True
-        if likely in bare:
+        if (likely := max("\t;|,", key=bare.count)) in bare:
             return number, likely, False
     return 0, ",", False
 

@@ -66,7 +66,8 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
             start = raw.read(10)
             raw.seek(0)
             with _unpacked(raw, start) as file:
-                mark = next((mark for mark in MARKS if start.startswith(mark)), None)
+                begin = file.peek(4)
+                mark = next((mark for mark in MARKS if begin.startswith(mark)), None)
                 yield cast(IO[bytes], _Recoded(file, MARKS[mark]) if mark else file)
     except (FileNotFoundError, IsADirectoryError):
         raise DataError(f"{path}: there is no such file. Check the path; the course's own data is in {DATA}.") from None
@@ -129,7 +130,7 @@ def _remedy(text: str, error: Exception) -> str:
         return "There is a comma too many before } or ]: take it out."
     if text[place : place + 1] in ("{", "[") and "Extra data" in str(error):
         return "Several objects follow one another: write one a line (.jsonl), or a list of them."
-    if text.startswith(("{", "[")) and place >= len(text.rstrip()) - 1:
+    if text.startswith(("{", "[")) and (place >= len(text.rstrip()) - 1 or "Unterminated" in str(error)):
         return "It is not closed: write each object in one line; if the file was cut short, fetch it again."
     return "Write one object a line, in double quotes; if it is another format, name it: --format csv"
 
