@@ -100,9 +100,9 @@ def columns(setting: str) -> dict[str, str]:
 def check(args: argparse.Namespace) -> int:
     """Report what a file of questions and answers holds; 1 when some of it cannot be used."""
     from helpers.own_data.report import inspect_data
-    from helpers.own_data.rows import read_any
+    from helpers.own_data.rows import read_tests
 
-    test = [example for path in args.test for example in read_any(path)]
+    test = read_tests(args.test, columns(args.map))
     found = inspect_data(args.data, args.format, columns(args.map), test)
     print(found)
     return 1 if found.broken_off or found.usable < found.rows else 0

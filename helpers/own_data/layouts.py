@@ -190,8 +190,8 @@ class DataSource:
         if found := RENDERED.search(text):
             remedy = "Split it into turns: messages with role and content"
             raise DataError(f"{where}, field {name!r}: is a conversation, written with marks such as {found[0]!r}. {remedy}.")
-        title = record.get("title")
-        return Message("user", title if is_text(title) and title.strip() else "Text"), Message("assistant", text)
+        title = str(record.get("title") or "").strip()
+        return Message("user", title if title and is_text(title) else "Text"), Message("assistant", text)
 
 
 def _spelt(record: Mapping) -> dict[str, str]:

@@ -76,7 +76,7 @@ def read_any(
     """Read questions and answers from any common format, which `recognise` finds out and can say.
 
     source: a file (JSON Lines, JSON, CSV, TSV, Parquet; .gz or not), a Markdown file or folder of them, a name on the hub
-    such as owner/name, a `datasets.Dataset` or a list of dicts. format, columns: as in `recognise`, where it needs help.
+    such as owner/name, a `datasets.Dataset` or a list of dicts. format, columns, take: as in `recognise`, where it needs help.
     A conversation becomes one row with all its turns: question and answer are its last ones. A Markdown section becomes one
     row as well: its text as the answer to its headings, for further pretraining or for making questions from.
 
@@ -85,6 +85,19 @@ def read_any(
     examples, refused = sift(source, format, columns, take, most=1)
     if refused:
         raise refused[0]
+    return examples
+
+
+def read_tests(paths: Iterable[str | Path], columns: Mapping[str, str] | None = None) -> list[Example]:
+    """Read questions that must not be trained on. A file that has the named columns is read by them, others by their own."""
+    examples = []
+    for path in paths:
+        try:
+            examples += read_any(path, columns=columns)
+        except DataError:
+            if not columns:
+                raise
+            examples += read_any(path)
     return examples
 
 

@@ -115,7 +115,8 @@ def _parts(given: object, where: str) -> object:
         if isinstance(part, dict) and not isinstance(text, str):
             kind = part.get("type") or listed(part)
             raise DataError(f"{where}: holds a part that is no text ({reprlib.repr(kind)}). Only text is learnt: drop the row.")
-    return "".join(texts) if all(isinstance(text, str) for text in texts) else given
+    joined = [text for text in texts if isinstance(text, str)]
+    return "".join(joined) if len(joined) == len(texts) else given
 
 
 def message(turn: Mapping, where: str) -> Message:
