@@ -100,9 +100,9 @@ def columns(setting: str) -> dict[str, str]:
 def check(args: argparse.Namespace) -> int:
     """Report what a file of questions and answers holds; 1 when some of it cannot be used."""
     from helpers.own_data.report import inspect_data
-    from helpers.own_data.rows import read_tests
+    from helpers.own_data.rows import read_any
 
-    test = read_tests(args.test, columns(args.map))
+    test = [example for path in args.test for example in read_any(path)]
     found = inspect_data(args.data, args.format, columns(args.map), test)
     print(found)
     return 1 if found.broken_off or found.usable < found.rows else 0
@@ -315,7 +315,7 @@ def names(setting: str) -> list[str]:
 def parser() -> argparse.ArgumentParser:
     """Describe the commands."""
     from helpers.data import ANSWERS
-    from helpers.own_data.names import FORMATS
+    from helpers.own_data.layouts import FORMATS
 
     top = argparse.ArgumentParser(prog="python -m helpers", description="Finetune a language model, ask it, and measure it.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -111,9 +111,11 @@ def _hub(name: str, config: str | None, split: str | None) -> Place:
     """Fetch a data set from the hub, or from the cache of an earlier time where the hub is out of reach."""
     from huggingface_hub import constants  # these take seconds to load, and are needed for names on the hub only
 
-    from helpers.machine.process import online
+    why = "HF_HUB_OFFLINE is set"
+    if not constants.HF_HUB_OFFLINE:
+        from helpers.machine.network import online
 
-    why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "" if online(2.0) else "no network"
+        why = "" if online(2.0) else "the hub is out of reach"
     import datasets
 
     before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
