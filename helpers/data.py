@@ -161,5 +161,6 @@ def split(
         if len(chosen) + len(groups[name]) <= max(wanted, 1):
             chosen.update(groups[name])
     if not 0 < len(chosen) < len(examples):
-        raise DataError(f"{len(examples)} rows that are all linked cannot be split. Add rows on other facts.")
+        why = "too few, or all linked by facts or questions. Add rows on other facts, or hold none out."
+        raise DataError(f"{len(examples)} row(s) cannot be split: {why}")
     return [e for i, e in enumerate(examples) if i not in chosen], [examples[i] for i in sorted(chosen)]

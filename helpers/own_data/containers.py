@@ -1,60 +1,206 @@
-"""Containers: how files, folders, data sets and the hub store rows; each is read record by record."""
+"""Containers: how files store rows; each is recognised by its first bytes, and read record by record."""
 
 import csv
 import json
-import os
 import re
 import reprlib
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import count
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import chain, count, islice
 from pathlib import Path
 
-from helpers.machine.paths import DATA
-from helpers.machine.walk import files_below
+from helpers.own_data.names import ALL_LAYOUTS, CONTAINERS, ChoiceError
 from helpers.text.jsonl import LONGEST_LINE, decoded, json_lines, numbered_lines, opened, parse_json, repeated
 from helpers.text.markdown import sections
 from helpers.text.messages import DataError
 
-# How rows are stored, by the usual ends of a file's name. More is told by the first bytes.
-CONTAINERS = {
-    "jsonl": (".jsonl", ".ndjson"),
-    "json": (".json",),
-    "csv": (".csv",),
-    "tsv": (".tsv", ".tab"),
-    "parquet": (".parquet",),
-    "markdown": (".md", ".markdown"),
-    "hub": (),
-}
 LARGEST_JSON = 2**30  # bytes of a JSON file, unpacked: unlike the others, it is held in memory as a whole
+LARGEST_TEXT = 20_000  # characters of a paragraph
+START = 2**16  # bytes that tell how a file stores its rows
+HEAD = 20  # lines of a table in which its header is looked for
+csv.field_size_limit(LONGEST_LINE)  # a cell may be as long as a line
+
+Records = Iterator[tuple[str, object]]  # where a record stands, and the record, or the DataError that says why there is none
+
+SAVE_AS = "Save the table as CSV (UTF-8)"
+REFUSED: tuple[tuple[bytes, str, str], ...] = (  # how other files begin, what they are, and what to do
+    (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Excel or Word file", SAVE_AS),
+    (rb"SQLite format 3\0", "an SQLite database", "Export the table as CSV"),
+    (rb"version https://git-lfs\.github\.com", "a Git LFS pointer, not the file itself", "Fetch it with: git lfs pull"),
+    (rb"(?i)\s{0,80}<(!doctype html|html|head|body)", "a web page", "Download the file itself, not the page that shows it"),
+    (rb"\s{0,80}<\?xml", "an XML file", "Convert it to CSV or JSON Lines"),
+    (rb"%PDF-", "a PDF", "Copy its text into a .txt or .md file"),
+    (rb"\{\\rtf", "an RTF document", "Save it as plain text (UTF-8)"),
+    (rb"\x80[\x02-\x05]", "a Python pickle, which may run code when opened", "Save its rows as JSON Lines"),
+    (rb"\x93NUMPY", "a NumPy array", "Save its rows as JSON Lines"),
+    (rb"7z\xbc\xaf|Rar!|\x04\x22\x4d\x18", "a packed archive", "Unpack it"),
+    (rb"\x89HDF", "an HDF5 file", "Export its table as CSV or Parquet"),
+    (rb"ORC|Obj\x01", "an ORC or Avro file", "Convert it to Parquet"),
+    (rb"\x89PNG|\xff\xd8\xff|GIF8", "a picture", "Give the text that it shows, as a file"),
+)
 
 
-def _json(path: Path) -> Iterator[tuple[str, object]]:
-    """Read a list of objects, or an object around one list."""
+def _zip_kind(path: Path) -> tuple[str, str]:
+    """Say what a zip file holds, and what to do."""
+    try:
+        names = zipfile.ZipFile(path).namelist()
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return "an Excel or zip file, damaged or cut short", "Fetch it again, and save the table as CSV"
+    if any(name.startswith("xl/") for name in names):
+        return "an Excel file", SAVE_AS
+    if any(name.startswith("word/") for name in names):
+        return "a Word document", "Save it as plain text (UTF-8)"
+    if "mimetype" in names and "content.xml" in names:
+        return "an OpenDocument file", f"{SAVE_AS}, or the text as plain text"
+    shown = ", ".join(names[:3]) + (", ..." if names[3:] else "")
+    return f"a zip file ({shown})", "Unpack it, and give the file or the folder that was in it"
+
+
+def _refuse(path: Path, start: bytes) -> None:
+    """Raise DataError for a file of another kind, which its first bytes tell."""
+    kind, remedy = next(((kind, remedy) for begin, kind, remedy in REFUSED if re.match(begin, start)), ("", ""))
+    if start.startswith(b"PK\x03\x04"):
+        kind, remedy = _zip_kind(path)
+    if start[257:262] == b"ustar":
+        kind, remedy = "a tar archive", "Unpack it, and give the file or the folder that was in it"
+    if kind:
+        raise DataError(f"{path}: this is {kind}. {remedy}.")
+
+
+def container_of(path: Path) -> str:
+    """Recognise how a file stores its rows, by how it begins and by the end of its name. Raises DataError for other kinds."""
+    with opened(path) as file:
+        start = file.read(START).lstrip(b"\xef\xbb\xbf")
+        if start.lstrip().startswith(b"{") and b"\n" not in start:
+            start += file.readline(LONGEST_LINE)
+    _refuse(path, start[:1024])
+    if start.startswith(b"PAR1"):
+        return "parquet"
+    if start.startswith((b"ARROW1", b"\xff\xff\xff\xff", b"FEA1")):
+        return "arrow"
+    endings = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in (".gz", ".bz2", ".xz", ".zst")][-1:]
+    named = next((name for name, known in CONTAINERS.items() if set(endings) & set(known)), "")
+    if named in ("parquet", "arrow"):
+        raise DataError(f"{path}: this {named.capitalize()} file is damaged, or none. Fetch or write it again.")
+    start = start.lstrip()
+    if named in ("csv", "tsv", "markdown"):
+        return named
+    if start.startswith(b"{"):  # an object a line, or one object over many lines?
+        line, _, rest = start.partition(b"\n")
+        line = line.rstrip()
+        if named == "json" and not rest.strip():
+            return "json"
+        try:
+            json.loads(line)
+        except (ValueError, RecursionError):
+            return "jsonl" if line.endswith(b"}") and named != "json" else "json"
+        return "jsonl"
+    if start.startswith(b"["):
+        return "json"
+    if named == "text":
+        return "text"
+    head = start.decode("utf-8", "ignore").splitlines()[:HEAD]
+    return "csv" if not named and _header(head)[2] else "jsonl"
+
+
+# ---- JSON
+
+
+def _columns(content: dict) -> list[dict] | None:
+    """Make rows of columns, as pandas writes them: {"a": {"0": ...}}, {"a": [...]} or {"columns": ..., "data": ...}."""
+    values = list(content.values())
+    names, data = content.get("columns"), content.get("data")
+    if isinstance(names, list) and isinstance(data, list) and all(isinstance(row, list) for row in data):
+        return [dict(zip(map(str, names), row, strict=False)) for row in data]
+    if len(values) > 1 and all(isinstance(value, dict) and value.keys() == values[0].keys() for value in values):
+        return [{name: content[name][key] for name in content} for key in values[0]]
+    if len(values) > 1 and all(isinstance(value, list) and len(value) == len(values[0]) for value in values):
+        cells = [cell for value in values for cell in value[:20]]
+        known = any(set(content) >= set(fields) for fields in ALL_LAYOUTS.values())
+        if known or not any(isinstance(cell, dict) for cell in cells):
+            return [dict(zip(content, row, strict=True)) for row in zip(*values, strict=True)]
+    return None
+
+
+def _rows_of(content: object, path: Path) -> list:
+    """Find the rows in what a JSON file holds: a list, an object around one, columns, or a single row."""
+    if isinstance(content, list):
+        return content
+    if isinstance(content, dict):
+        if (rows := _columns(content)) is not None:
+            return rows
+        lists = {name: value for name, value in content.items() if isinstance(value, list)}
+        if not lists or any(set(content) >= set(fields) for fields in ALL_LAYOUTS.values()):
+            return [content]
+        if len(lists) == 1:
+            return next(iter(lists.values()))
+        if len(lists) > 1 and all(isinstance(value[0], dict) for value in lists.values() if value):
+            raise ChoiceError(f"{path}: has parts: {', '.join(lists)}. Write the one that is meant to a file of its own.")
+    raise DataError(f"{path}: expected a list of objects, found {reprlib.repr(content)}. Write [{{...}}, {{...}}].")
+
+
+def _json(path: Path) -> Records:
+    """Read a list of objects, an object around one, or columns."""
     with opened(path) as file:
         packed = file.read(LARGEST_JSON + 1)
     if len(packed) > LARGEST_JSON:
         raise DataError(f"{path}: larger than {LARGEST_JSON >> 20} MB. Write it as JSON Lines (.jsonl): one object a line.")
-    content = parse_json(decoded(packed, str(path), True), str(path))
-    lists = [value for value in content.values() if isinstance(value, list)] if isinstance(content, dict) else [content]
-    if len(lists) != 1 or not isinstance(lists[0], list):
-        raise DataError(f"{path}: expected a list of objects, found {reprlib.repr(content)}. Write [{{...}}, {{...}}].")
-    for number, record in enumerate(lists[0], 1):
+    content = parse_json(decoded(packed, str(path)), str(path))
+    for number, record in enumerate(_rows_of(content, path), 1):
         yield f"{path}, row {number}", record
 
 
-def _delimiter(path: Path) -> str:
-    """Return what parts the first line into the most columns; between equals, a comma may rather be part of a name."""
-    _, line = next(numbered_lines(path), (1, b""))
-    return max("\t;|,", key=re.sub('"[^"]*"', "", decoded(line, f"{path}, line 1", True)).count)
+# ---- tables
 
 
-def _table(path: Path, delimiter: str) -> Iterator[tuple[str, object]]:
+def _cells(line: str, delimiter: str) -> list[str]:
+    """Cut a line into cells, roughly; a quote may still be open at its end."""
+    try:
+        return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), [])]
+    except csv.Error:  # an old Mac's line ends, which the reader will speak of
+        return []
+
+
+def _header(lines: list[str]) -> tuple[int, str, bool]:
+    """Find the line that names the columns and what parts them; and tell whether its names are known ones.
+
+    It may stand below Excel's "sep=;" and below a title. Between delimiters that part equally often, a comma may rather be
+    part of a name.
+    """
+    for delimiter in "\t;|,":
+        for number, line in enumerate(lines[:HEAD]):
+            cells = [cell for cell in _cells(line, delimiter) if cell] if len(line) < 100_000 else []
+            if any({cell.casefold() for cell in cells} >= set(fields) for fields in ALL_LAYOUTS.values()):
+                return number, delimiter, True
+            if len(cells) > 1:  # the names, if these are unknown, or values
+                break
+    if lines and (excel := re.match(r'"?sep=(.)"?\s*$', lines[0])):
+        return 1, excel[1], False
+    for number, line in enumerate(lines[:HEAD]):
+        bare = re.sub('"[^"]*"', "", line)
+        if (likely := max("\t;|,", key=bare.count)) in bare:
+            return number, likely, False
+    return 0, ",", False
+
+
+def _named(cells: list[str], names: list[str]) -> dict[str, str]:
+    """Make cells a record; a column without a name is one only where there is something in it."""
+    named = {name: cell for name, cell in zip(names, cells, strict=True) if name}
+    return named | {f"column {n}": cell for n, cell in enumerate(cells, 1) if not names[n - 1] and cell.strip()}
+
+
+def _table(path: Path, delimiter: str, notes: Counter) -> Records:
     """Read CSV or TSV whose first line names the columns. Cells in double quotes may hold anything, new lines too."""
-    lines = (decoded(line, f"{path}, line {number}", number == 1) for number, line in numbered_lines(path))
-    rows = csv.reader(lines, delimiter=delimiter, strict=True)
+    lines = (decoded(line, f"{path}, line {number}") for number, line in numbered_lines(path))
+    head = list(islice(lines, HEAD))
+    skipped, found, _ = _header(head)
+    if any(line.strip() and not line.lower().startswith(("sep=", '"sep=')) for line in head[:skipped]):
+        notes[f"the column names are read from line {skipped + 1}; what stands above is left out"] += 1
+    rows = csv.reader(chain(head[skipped:], lines), delimiter=delimiter or found, strict=True)
     names: list[str] = []
     while True:
-        where = f"{path}, line {rows.line_num + 1}"
+        where = f"{path}, line {skipped + rows.line_num + 1}"
         try:
             cells = next(rows, None)
         except csv.Error as error:
@@ -62,99 +208,95 @@ def _table(path: Path, delimiter: str) -> Iterator[tuple[str, object]]:
             raise DataError(f"{where}: {error}. {remedy}") from None
         if cells is None:
             return
+        if not any(cell.strip() for cell in cells):
+            continue
         if not names:
             names = [name.strip() for name in cells]
-            if (twice := repeated(names)) is not None:
+            if (twice := repeated(filter(None, names))) is not None:
                 raise DataError(f"{where}: the column {twice!r} stands twice. Rename one.")
-        elif len(cells) == len(names):
-            yield where, dict(zip(names, cells, strict=True))
-        elif cells:
-            remedy = f"Put cells that hold a {delimiter!r} or a new line in double quotes."
+            continue
+        if len(cells) > len(names) and not any(cell.strip() for cell in cells[len(names) :]):
+            cells = cells[: len(names)]
+        if len(cells) == len(names):
+            yield where, _named(cells, names)
+        else:
+            remedy = f"Put cells that hold a {rows.dialect.delimiter!r} or a new line in double quotes."
             yield where, DataError(f"{where}: expected {len(names)} cells, found {len(cells)}. {remedy}")
 
 
-def _parquet(path: Path) -> Iterator[tuple[str, object]]:
-    """Read a Parquet file, a thousand rows at a time."""
-    from pyarrow import ArrowException
+# ---- others
+
+
+def _arrow(path: Path, container: str) -> Records:
+    """Read a Parquet, Arrow or Feather file, a thousand rows at a time."""
+    import pyarrow  # a second to load, and needed for these files only
+    from pyarrow import feather, ipc
     from pyarrow.parquet import ParquetFile
+
+    def batches() -> Iterator:
+        if container == "parquet":
+            with ParquetFile(path) as file:
+                yield from file.iter_batches(batch_size=1000)
+            return
+        with opened(path) as file:
+            start = file.read(6)
+        if start.startswith(b"FEA1"):
+            yield from feather.read_table(path).to_batches(max_chunksize=1000)
+        elif start == b"ARROW1":
+            with pyarrow.memory_map(str(path)) as mapped, ipc.open_file(mapped) as file:
+                yield from (file.get_batch(number) for number in range(file.num_record_batches))
+        else:
+            with pyarrow.memory_map(str(path)) as mapped, ipc.open_stream(mapped) as file:
+                yield from file
 
     numbers = count(1)
     try:
-        with ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1000):
-                for record in batch.to_pylist():
+        for batch in batches():
+            for start in range(0, batch.num_rows, 1000):
+                for record in batch.slice(start, 1000).to_pylist():
                     yield f"{path}, row {next(numbers)}", record
-    except (ArrowException, OSError, ValueError, OverflowError) as error:  # the latter: dates beyond those of Python
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # the latter: dates beyond Python's
+        if isinstance(error, DataError):
+            raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise DataError(f"{path}: this Parquet file is damaged ({reason}). Fetch or write it again.") from None
+        raise DataError(f"{path}: this {container.capitalize()} file is damaged ({reason}). Fetch or write it again.") from None
 
 
-def _markdown(path: Path) -> Iterator[tuple[str, object]]:
-    """Read a page, or all pages below a folder, as sections: the question is the headings, the answer the text."""
-    for page in files_below(path, CONTAINERS["markdown"]) if path.is_dir() else [path]:
-        lines = (decoded(line, f"{page}, line {number}", number == 1) for number, line in numbered_lines(page))
-        for section in sections(lines, page.stem):
-            yield f"{page}, line {section.line}", {"question": section.heading, "answer": section.text}
+def _markdown(path: Path) -> Records:
+    """Read a page as sections: the question is the headings, the answer the text."""
+    lines = (decoded(line, f"{path}, line {number}") for number, line in numbered_lines(path))
+    for section in sections(lines, path.stem):
+        yield f"{path}, line {section.line}", {"question": section.heading, "answer": section.text}
 
 
-def _hub(name: str) -> Iterable[dict]:
-    """Fetch a data set's training split from the hub, or from the cache of an earlier time."""
-    from datasets import load_dataset
-    from huggingface_hub import constants
-
-    try:
-        return load_dataset(name, split="train")
-    except Exception as error:  # the hub's client lets many kinds through: sockets, HTTP, timeouts, wrong files
-        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{type(error).__name__}: {error}".split("\n")[0][:160]
-        remedy = "Check the name and the network, or fetch the data set elsewhere and give its file."
-        raise DataError(f"{name}: there is no such file, and the hub did not give this data set ({why}). {remedy}") from None
-
-
-def _container(path: Path) -> str:
-    """Recognise how a file stores its rows, by the end of its name or by how it begins."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    ending = suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else "".join(suffixes[-1:])
-    for container, endings in CONTAINERS.items():
-        if ending in endings and container != "json":
-            return container
-    with opened(path) as file:
-        start = file.read(LONGEST_LINE).removeprefix(b"\xef\xbb\xbf").lstrip()
-    if start.startswith(b"PK\x03\x04"):
-        raise DataError(f"{path}: this is an Excel or zip file. Save the table as CSV, or unpack it.")
-    if start.startswith(b"PAR1"):
-        return "parquet"
-    if start.startswith(b"{"):  # an object a line, or one object over many lines?
-        try:
-            json.loads(start.splitlines()[0])
-        except (ValueError, RecursionError):
-            return "json"
-    return "json" if start.startswith(b"[") else "jsonl"
+def _paragraphs(path: Path) -> Records:
+    """Read plain text, a paragraph a record: blank lines stand between them. A very long one is cut at a line's end."""
+    start, taken = 1, ""
+    for number, line in numbered_lines(path):
+        text = decoded(line, f"{path}, line {number}").rstrip() + "\n"
+        if taken.strip() and (not text.strip() or len(taken) + len(text) > LARGEST_TEXT):
+            yield f"{path}, line {start}", {"title": path.stem, "text": taken.strip()}
+            taken = ""
+        start = start if taken else number
+        taken = taken + text if text.strip() else ""
+    if taken.strip():
+        yield f"{path}, line {start}", {"title": path.stem, "text": taken.strip()}
 
 
-def located(source: str | Path | Iterable[dict], format: str | None) -> tuple[str, Path | Iterable[dict], str]:
-    """Find what is to be read: its name, the path or the rows, and how these are stored."""
-    if isinstance(source, Mapping):
-        raise DataError(f"This data set has parts. Give one of them: {', '.join(map(repr, source))}.")
-    if not isinstance(source, (str, Path)):
-        return "data set", source if iter(source) is not source else list(source), "dataset"
-    name, path, container = str(source), Path(source), format if format in CONTAINERS else None
-    on_hub = re.fullmatch(r"\w[\w.-]*/[\w.-]+", path.as_posix()) and not os.path.exists(path.parent)
-    file_like = path.suffix.lower() in (".gz", *(ending for endings in CONTAINERS.values() for ending in endings))
-    if container == "hub" or (container is None and on_hub and not file_like):
-        return name, _hub(path.as_posix()), "hub"
-    if os.path.isdir(path):
-        if not files_below(path, CONTAINERS["markdown"]):
-            raise DataError(f"{name}: a folder is read for its Markdown, but there is no such file (*.md) in it.")
-        return name, path, "markdown"
-    if not os.path.isfile(path):
-        raise DataError(f"{name[:300]}: there is no such file. Check the path; the course's own data is in {DATA}.")
-    return name, path, container or _container(path)
+def record_stream(name: str, content: list[Path] | Iterable[dict], container: str, notes: Counter) -> Records:
+    """Yield the records of files, or of rows that are at hand. container: how files store them; "": each as it begins.
 
-
-def record_stream(name: str, content: Path | Iterable[dict], container: str) -> Iterator[tuple[str, object]]:
-    """Yield where each record stands, and the record, or the DataError that says why there is none."""
-    if not isinstance(content, Path):
-        return ((f"{name}, row {number}", record) for number, record in enumerate(content, 1))
-    if container in ("csv", "tsv"):
-        return _table(content, "\t" if container == "tsv" else _delimiter(content))
-    return {"jsonl": json_lines, "json": _json, "parquet": _parquet, "markdown": _markdown}[container](content)
+    notes: what was done to them without being asked is counted in it.
+    """
+    if not isinstance(content, list) or not content or not isinstance(content[0], Path):
+        yield from ((f"{name}, row {number}", record) for number, record in enumerate(content, 1))
+        return
+    for path in content:
+        kind = container or container_of(Path(path))
+        if kind in ("csv", "tsv"):
+            yield from _table(Path(path), "\t" if kind == "tsv" else "", notes)
+        elif kind in ("parquet", "arrow"):
+            yield from _arrow(Path(path), kind)
+        else:
+            readers = {"jsonl": json_lines, "json": _json, "markdown": _markdown, "text": _paragraphs}
+            yield from readers[kind](Path(path))

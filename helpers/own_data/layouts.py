@@ -1,32 +1,48 @@
 """Layouts: how a record says question and answer, or a whole conversation; recognised, and said in one line."""
 
+import math
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import date, time
+from decimal import Decimal
 from itertools import islice
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from helpers.own_data.containers import CONTAINERS, located, record_stream
-from helpers.text.jsonl import OWN, no_object
-from helpers.text.messages import DataError, Message, listed, messages, text_field
+from helpers.own_data.choices import Choice, choice_of
+from helpers.own_data.containers import record_stream
+from helpers.own_data.names import ALL_LAYOUTS, BESIDE, CHATS, FORMATS, LAYOUTS, OTHER_LAYOUTS, PREFERENCES, ChoiceError
+from helpers.own_data.places import Place, located
+from helpers.text.jsonl import OWN, no_object, parse_json, row_fields
+from helpers.text.messages import DataError, Message, is_text, listed, messages, text_field
 
-# How a row says question and answer: the fields that it has to have, the answer's last.
-LAYOUTS = {
-    "question_answer": ("question", "answer"),
-    "prompt_completion": ("prompt", "completion"),
-    "alpaca": ("instruction", "output"),  # and, where a row has one, "input": it is added to the question
-    "instruction_response": ("instruction", "response"),
-    "input_output": ("input", "output"),
-    "messages": ("messages",),  # OpenAI: [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}]
-    "sharegpt": ("conversations",),  # [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]
-}
-FORMATS = (*CONTAINERS, *LAYOUTS)
 SAMPLE = 100  # rows that are looked at to find one with a question and an answer
+RENDERED = re.compile(r"<\|im_start\|>|\[INST\]|### ?(?:Human|Instruction|Assistant|Response):|<start_of_turn>|<\|user\|>")
+MAP = "Add it, or name the column that holds it: --map question=COLUMN,answer=COLUMN"
+JOINED = "turns of one speaker that follow one another are joined by a blank line"
+
+# A path, a name on the hub, a `datasets.Dataset`, a list of dicts, or what `recognise` has made of one of these.
+Readable: TypeAlias = "str | Path | DataSource | Iterable[dict]"
 
 
-def _conversation(turns: object, where: str) -> tuple[Message, ...]:
-    """Read a conversation up to its last answer that is to be learnt: what comes after it, nothing would be made of."""
-    said = messages(turns, where)
+def _joined(said: tuple[Message, ...], notes: Counter) -> tuple[Message, ...]:
+    """Join what one speaker says in several turns: templates expect them to take turns. Tools' calls and results stay."""
+    turns: list[Message] = []
+    for turn in said:
+        last = turns[-1] if turns else turn
+        alike = turns and (last.role, last.weight) == (turn.role, turn.weight) and turn.role in ("user", "assistant")
+        if alike and not last.tool_calls and not turn.tool_calls:
+            turns[-1] = Message(turn.role, f"{last.content}\n\n{turn.content}", turn.weight)
+            notes[JOINED] += 1
+        else:
+            turns.append(turn)
+    return tuple(turns)
+
+
+def _conversation(said: tuple[Message, ...], where: str) -> tuple[Message, ...]:
+    """Take a conversation up to its last answer that is to be learnt: what comes after it, nothing would be made of."""
     roles = [turn.role for turn in said]
     if "user" not in roles or roles[-1] != "assistant":
         raise DataError(f"{where}: expected a question and at last an answer, found {roles}. Drop what follows the answer.")
@@ -40,102 +56,263 @@ def _conversation(turns: object, where: str) -> tuple[Message, ...]:
     return said[: learnt[-1] + 1]
 
 
-# A path, a name on the hub, a `datasets.Dataset`, a list of dicts, or what `recognise` has made of one of these.
-Readable: TypeAlias = "str | Path | DataSource | Iterable[dict]"
-
-
 @dataclass(frozen=True)
 class DataSource:
     """Rows whose format has been recognised. `str()` of it says how it will be read.
 
-    `columns` maps the fields of the layout to the names that the file has for them.
+    columns: the fields of the layout, by the names that the file has for them.  own: columns that mean what they mean in the
+    course's own rows.  choice: which rows are learnt.  notes: what is done to the rows without being asked, counted.
     """
 
-    name: str
-    content: Path | Iterable[dict]
-    container: str
+    place: Place
     layout: str = "question_answer"
     columns: Mapping[str, str] = field(default_factory=dict)
+    own: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
     mapped: bool = False
+    choice: Choice = field(default_factory=Choice)
+    notes: Counter = field(default_factory=Counter, compare=False)
 
     @property
-    def own(self) -> bool:
-        """Whether other columns mean what they mean in the course's own rows."""
-        return self.layout == "question_answer" and not self.mapped
+    def name(self) -> str:
+        """What is read, as it was named."""
+        return self.place.name
 
     def __str__(self) -> str:
         """Say in one line what was recognised, and which columns are left out."""
-        if self.container == "markdown":
-            return f"{self.name}: read as markdown (*.md), a row a section: its headings are the question, its text the answer."
-        read = ", ".join(name if part == name else f"{part} = {name!r}" for part, name in self.columns.items())
+        container = self.place.container or "several kinds of files"
+        said = f"{self.name}: read as {container}, " + (f"{self.place.said}, " if self.place.said else "")
+        if container == "markdown":
+            said = said.replace("read as markdown", "read as markdown (*.md)")
+            return f"{said}a row a section: its headings are the question, its text the answer."
+        if self.layout == "text":
+            teaches = "which teaches words and manner, and hardly to answer: for that, make questions from it"
+            return f"{said}plain text. Nothing is asked: each piece is learnt as the answer to its title, {teaches}."
+        read = {part: name for part, name in self.columns.items() if part in ALL_LAYOUTS[self.layout]} | dict(self.columns)
+        shown = ", ".join(name if part == name else f"{part} = {name!r}" for part, name in read.items())
         unread = f" Not read: {listed(self.unread)}." if self.unread else ""
-        return f"{self.name}: read as {self.container}, {self.layout} ({read}).{unread}"
+        return f"{said}{self.layout} ({shown}).{unread}{self.choice}"
 
     def records(self) -> Iterator[tuple[str, object]]:
         """Yield where each record stands, and the record, or the DataError that says why there is none."""
-        return record_stream(self.name, self.content, self.container)
+        known = "" if self.place.container == "hub" else self.place.container
+        return record_stream(self.name, self.place.content, known, self.notes)
+
+    def _text(self, record: Mapping, name: str, where: str) -> str:
+        """Take the text of a column; numbers, truth values and dates are written as text."""
+        value = record.get(name)
+        if isinstance(value, (bool, int, float, Decimal, date, time)) and not (isinstance(value, float) and math.isnan(value)):
+            self.notes["numbers, truth values and dates are read as text"] += 1
+            return str(value).lower() if isinstance(value, bool) else str(value)
+        if name not in record and not self.mapped and len(record) > 1 and self.layout not in CHATS:
+            raise DataError(f"{where}: the field {name!r} is missing (found: {listed(record)}). {MAP}")
+        return text_field(record, name, where)
+
+    def _said(self, record: Mapping, name: str, role: str, where: str) -> tuple[Message, ...]:
+        """Take what a column says: the text of one turn, or a list of turns, as such, around "messages", or as JSON."""
+        value, place = record.get(name), f"{where}, field {name!r}"
+        if isinstance(value, str) and value.lstrip().startswith(("[{", "{")) and re.search(r"['\"](role|from)['\"]\s?:", value):
+            value = parse_json(value, place)
+        if isinstance(value, dict) and isinstance(value.get("messages"), list):
+            value = value["messages"]
+        if isinstance(value, dict) and "role" in value:
+            value = [value]
+        if isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value):
+            return self._messages(value, place)
+        return (Message(role, self._text(record, name, where)),)
+
+    def _messages(self, value: object, where: str) -> tuple[Message, ...]:
+        """Take a list of turns, written as JSON or not; numbers in them become text."""
+        if isinstance(value, str) and value.lstrip().startswith("["):
+            value = parse_json(value, where)
+        if isinstance(value, list) and all(isinstance(turn, dict) for turn in value):
+            value = [self._plain(turn, where) for turn in value]
+        return _joined(messages(value, where), self.notes)
+
+    def _plain(self, turn: dict, where: str) -> dict:
+        """Make the numbers of a turn text, but for its weight."""
+        numbers = {key for key, said in turn.items() if isinstance(said, (int, float)) and key != "weight"}
+        return {key: self._text(turn, key, where) if key in numbers else said for key, said in turn.items()}
+
+    def _before(self, record: Mapping, where: str) -> tuple[Message, ...]:
+        """Take what comes before the question: a system's text, and earlier questions with their answers."""
+        said: tuple[Message, ...] = ()
+        name = self.columns.get("system", "")
+        if isinstance(value := record.get(name), dict):  # Gemini's systemInstruction
+            said = messages([value | {"role": "system"}], f"{where}, field {name!r}")
+        elif value is not None and value != "":
+            said = (Message("system", self._text(record, name, where)),)
+        name = self.columns.get("history", "")
+        if not (earlier := record.get(name)) or "history" in self.own:
+            return said
+        place = f"{where}, field {name!r}"
+        if isinstance(earlier, str) and earlier.lstrip().startswith("["):
+            earlier = parse_json(earlier, place)
+        if isinstance(earlier, list) and all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in earlier):
+            turns = []
+            for asked, told in earlier:
+                turns += [{"role": "user", "content": asked}, {"role": "assistant", "content": told}]
+            return said + messages(turns, place)
+        return said + messages(earlier, place)
 
     def turns(self, record: object, where: str) -> tuple[Message, ...]:
         """Take a conversation from a record: a question and its answer, or all that was said up to the last answer."""
         if not isinstance(record, dict):
             raise DataError(no_object(record, where))
-        names = [self.columns[field] for field in LAYOUTS[self.layout]]
-        if self.layout in ("messages", "sharegpt"):
-            return _conversation(record.get(names[0]), f"{where}, field {names[0]!r}")
-        question, answer = (text_field(record, name, where) for name in names)
-        given = record.get(self.columns["input"]) if self.layout == "alpaca" else None
-        if given is not None and not (isinstance(given, str) and not given.strip()):
-            question += "\n\n" + text_field(record, self.columns["input"], where)
-        return Message("user", question), Message("assistant", answer)
+        names = [self.columns[part] for part in ALL_LAYOUTS[self.layout]]
+        before = self._before(record, where)
+        if self.layout in CHATS:
+            place = f"{where}, field {names[0]!r}"
+            said = self._messages(record.get(names[0]), place)
+            return _conversation(before + said if said[:1] != before[:1] else said, place)
+        if self.layout == "text":
+            return self._text_turns(record, names[0], where)
+        asked, told = self._said(record, names[0], "user", where), self._answer(record, names[1], where)
+        for part in ("input", "context"):
+            given = record.get(self.columns.get(part, "")) if part not in ALL_LAYOUTS[self.layout] else None
+            if given is not None and not (isinstance(given, str) and not given.strip()):
+                added = self._text(record, self.columns[part], where)
+                asked = (*asked[:-1], Message("user", f"{asked[-1].content}\n\n{added}"))
+        return _conversation(_joined((*before, *asked, *told), self.notes), where)
+
+    def _answer(self, record: Mapping, name: str, where: str) -> tuple[Message, ...]:
+        """Take the answer; of several, as SQuAD has them, the first."""
+        value = record.get(name)
+        if self.layout == "squad" and isinstance(value, dict) and isinstance(value.get("text"), list):
+            record = {**record, name: next(iter(value["text"]), "")}
+        elif self.layout == "squad" and isinstance(value, list):
+            record = {**record, name: next(iter(value), "")}
+        return self._said(record, name, "assistant", where)
+
+    def _text_turns(self, record: Mapping, name: str, where: str) -> tuple[Message, ...]:
+        """Take a piece of plain text as the answer to its title."""
+        text = self._text(record, name, where)
+        if found := RENDERED.search(text):
+            remedy = "Split it into turns: messages with role and content"
+            raise DataError(f"{where}, field {name!r}: is a conversation, written with marks such as {found[0]!r}. {remedy}.")
+        title = str(record.get("title") or "").strip()
+        return Message("user", title if title and is_text(title) else "Text"), Message("assistant", text)
 
 
-def _understood(record: dict, where: str, format: str | None, mapped: Mapping[str, str]) -> tuple[str, dict[str, str]]:
-    """Find out how a row says question and answer: the layout, and the name of each of its fields in this file."""
+def _spelt(record: Mapping) -> dict[str, str]:
+    """Find the columns by their names without regard to case and spaces around them."""
+    return {str(column).strip().casefold(): column for column in record}
+
+
+def _layout(record: Mapping, where: str, format: str | None) -> str:
+    """Find out how a row says question and answer. Raises ChoiceError where several ways fit."""
+    spelt = _spelt(record)
+    if format in ALL_LAYOUTS:
+        return str(format)
+    found: list[str] = []
+    for layouts in (LAYOUTS, OTHER_LAYOUTS):
+        found = found or [layout for layout, fields in layouts.items() if spelt.keys() >= set(fields)]
+    if "alpaca" in found and "input_output" in found:  # its "input" belongs to the instruction
+        found.remove("input_output")
+    if len(found) > 1 and "text" in found:  # beside question and answer, the same written as one
+        found.remove("text")
+    if len(found) > 1:
+        raise ChoiceError(f"{where}: could be {' or '.join(found)}. Name one: --format {found[0]}")
+    for pair in PREFERENCES:
+        if not found and spelt.keys() >= set(pair):
+            raise DataError(
+                f"{where}: these are preference pairs ({' and '.join(pair)}), which preference training learns from, not this: "
+                "see the lesson on preferences. To learn the better answers alone, write a file of question and answer."
+            )
+    likely = [name for name, fields in LAYOUTS.items() if not spelt.keys().isdisjoint(fields)]
+    return (found or likely or ["question_answer"])[0]
+
+
+def _columns(record: Mapping, where: str, layout: str, mapped: Mapping[str, str]) -> dict[str, str]:
+    """Find the names that a file has for the fields of a layout, and for what stands beside them."""
     if mapped:
-        return "question_answer", {"question": "question", "answer": "answer"} | dict(mapped)
-    spelt = {str(column).strip().casefold(): column for column in record}
-    complete = [layout for layout, fields in LAYOUTS.items() if spelt.keys() >= set(fields)]
-    if "alpaca" in complete and "input_output" in complete:  # its "input" belongs to the instruction
-        complete.remove("input_output")
-    likely = [layout for layout, fields in LAYOUTS.items() if not spelt.keys().isdisjoint(fields)]
-    layout = format if format in LAYOUTS else (complete or likely or ["question_answer"])[0]
-    if format not in LAYOUTS and len(complete) > 1:
-        raise DataError(f"{where}: could be {' or '.join(complete)}. Name one: --format {layout}")
-    named = {}
-    for part in (*LAYOUTS[layout], *(["input"] if layout == "alpaca" else [])):
+        fields = ("messages",) if "messages" in mapped else ("question", "answer")
+        return {part: part for part in fields} | dict(mapped)
+    spelt, named = _spelt(record), {}
+    for part in ALL_LAYOUTS[layout]:
         named[part] = spelt.get(part, part)
         if len(same := [column for column in record if str(column).strip().casefold() == part]) > 1:
             raise DataError(f"{where}: {' and '.join(map(repr, same))} may both be the {part}. Rename one.")
-    return layout, named
+    for part, names in BESIDE.items():
+        column = next((spelt[name] for name in names if name in spelt), None)
+        fits = {"input": layout == "alpaca", "context": layout not in CHATS and layout != "text"}.get(part, layout != "text")
+        if column is not None and column not in named.values() and fits:
+            named[part] = column
+    return named | ({"input": "input"} if layout == "alpaca" and "input" not in named else {})
 
 
-def recognise(source: Readable, format: str | None = None, columns: Mapping[str, str] | None = None) -> DataSource:
-    """Find out how a file, a folder of Markdown, a data set or a name on the hub is to be read.
+def _own(record: Mapping, where: str) -> set[str]:
+    """Find the columns that hold what they hold in the course's own rows; others of such names are a learner's own."""
+    found = set()
+    for name in OWN:
+        if name in record:
+            value = str(record[name]) if name == "id" and isinstance(record[name], int) else record[name]
+            try:
+                row_fields({"question": "q", "answer": "a", name: value}, where)
+                found.add(name)
+            except DataError:
+                continue
+    return found
+
+
+def _map(columns: Mapping[str, str] | None) -> dict[str, str]:
+    """Check what was named as columns."""
+    mapped = dict(columns or {})
+    if strange := set(mapped) - {"question", "answer", "id", "context", "system", "history", "messages"}:
+        raise DataError(f"{min(strange)!r} cannot be mapped. Write it as question=COLUMN,answer=COLUMN")
+    if "messages" in mapped and {"question", "answer"} & set(mapped):
+        raise DataError("Messages hold question and answer. Map either: messages=COLUMN, or question=COLUMN,answer=COLUMN")
+    return mapped
+
+
+def _source(place: Place, record: Mapping, where: str, format: str | None, mapped: Mapping[str, str]) -> DataSource:
+    """Make a source of what its first rows look like."""
+    layout = ("messages" if "messages" in mapped else "question_answer") if mapped else _layout(record, where, format)
+    columns = _columns(record, where, layout, mapped)
+    own = OWN if layout == "question_answer" and not mapped else ()  # until a row shows that one of them is something else
+    unread = tuple(str(column) for column in record if column not in {*columns.values(), *own})
+    return DataSource(place, layout, columns, own, unread, bool(mapped))
+
+
+def recognise(
+    source: Readable, format: str | None = None, columns: Mapping[str, str] | None = None, take: str | None = None
+) -> DataSource:
+    """Find out how a file, a folder, a data set or a name on the hub is to be read.
 
     `format` names one of FORMATS where that is not clear: how the rows are stored, or how they say question and answer.
-    `columns` names the columns: {"question": "Frage", "answer": "Antwort"}, and "id" if one is to be kept.
+    `columns` names the columns: {"question": "Frage", "answer": "Antwort"}, and "id", "context", "system" or "history" if they
+    are to be read, or {"messages": "Dialog"}. No other column is read then.
+    `take` says which rows are learnt where a column rates the answers: "all", "good" (the label is true), or a bound such as
+    "score>=4". Raises ChoiceError where such a column is there and nothing was said, and where several formats fit.
     """
     if isinstance(source, DataSource):
         return source
-    mapped = dict(columns or {})
+    mapped = _map(columns)
     if format not in (None, *FORMATS):
         raise DataError(f"{format!r} is no known format. Use one of {', '.join(FORMATS)}.")
-    if strange := set(mapped) - {"question", "answer", "id"}:
-        raise DataError(f"{min(strange)!r} cannot be mapped. Write it as question=COLUMN,answer=COLUMN")
-    name, content, container = located(source, format)
-    first, refused = None, None
-    for where, record in islice(DataSource(name, content, container).records(), SAMPLE):  # the first that has all fields
+    place = located(source, format)
+    first: tuple[DataSource, Any, str] | None = None
+    complete: DataSource | None = None
+    refused: DataError | None = None
+    seen: dict[str, list] = {}
+    for where, record in islice(DataSource(place).records(), SAMPLE):
         if not isinstance(record, dict):
             refused = refused or (record if isinstance(record, DataError) else DataError(no_object(record, where)))
             continue
-        layout, named = _understood(record, where, format, mapped)
-        read = {*named.values(), *(OWN if layout == "question_answer" and not mapped else ())}
-        unread = tuple(column for column in record if column not in read)
-        found = DataSource(name, content, container, layout, named, unread, bool(mapped))
-        first = first or (found, record, where)
-        if all(column in record for field, column in named.items() if field in LAYOUTS[layout]):
-            return found
+        for name in record:
+            if len(seen) < SAMPLE or name in seen:
+                seen.setdefault(name, []).append((where, record[name]))
+        if complete is None:
+            found = _source(place, record, where, format, mapped)
+            first = first or (found, record, where)
+            if all(found.columns[part] in record for part in ALL_LAYOUTS[found.layout]):
+                complete = found
+        if complete is not None:
+            lost = tuple(name for name in complete.own if name in record and name not in _own(record, where))
+            own = tuple(name for name in complete.own if name not in lost)
+            complete = replace(complete, own=own, unread=complete.unread + lost)
+    if complete is not None:
+        return replace(complete, choice=choice_of(place.name, seen, take), notes=Counter())
     if first:
         first[0].turns(*first[1:])  # says which field is missing
-    raise refused or DataError(f"{name}: the file holds no rows. Each line needs a question and an answer.")
+    raise refused or DataError(f"{place.name}: the file holds no rows. Each line needs a question and an answer.")

@@ -9,6 +9,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
+import regex
 from ftfy import fix_encoding
 
 from helpers.data import Example
@@ -83,12 +84,26 @@ LANGUAGES = {
 
 
 def language(text: str) -> str:
-    """Return "en", "de", "fr" or "es" by the commonest words, or "" when fewer than two speak for one language."""
+    """Return "en", "de", "fr" or "es" by the commonest words, or another by its script, such as "zh"; "" when unsure.
+
+    Fewer than two words are too few to speak for one of the four. A script that several languages share names its commonest.
+    """
+    for code, script in SCRIPTS.items():
+        if not text.isascii() and len(script.findall(text[:2000])) * 3 > len(LETTER.findall(text[:2000])):
+            return code
     votes = Counter(code for word in set(re.findall(r"\w+", text.lower())) for code in LANGUAGES.get(word, ()))
     (first, most), (_, next_most) = [*votes.most_common(2), ("", 0), ("", 0)][:2]
     return first if most >= 2 and most > next_most else ""
 
 
+SCRIPTS = {  # Japanese mixes Chinese characters with its own, so it comes first
+    code: regex.compile(rf"\p{{{name}}}")
+    for code, name in {
+        **{"ja": "Hiragana", "zh": "Han", "ko": "Hangul", "ar": "Arabic", "hi": "Devanagari", "ru": "Cyrillic"},
+        **{"el": "Greek", "he": "Hebrew", "th": "Thai", "bn": "Bengali", "ta": "Tamil", "ka": "Georgian", "hy": "Armenian"},
+    }.items()
+}
+LETTER = regex.compile(r"\p{L}")
 NOTHING = {"", "na", "n a", "none", "null", "nan", "todo", "tbd", "test", "xxx"}
 
 
@@ -97,9 +112,16 @@ def empty(answer: str) -> bool:
     return normalise(answer) in NOTHING
 
 
+# The marks that end a sentence, in many scripts; emoji; the end of a code block; and what may stand behind them.
+END = regex.compile(
+    r"(?:[.!?\u2026:\u3002\uff01\uff1f\uff1a\uff0e\u061f\u06d4\u0964\u0965\u1362\u104b]|\p{Emoji_Presentation}|\p{So}|```)"
+    r"[\"')\]\u201d\u2019\u00bb\u203a\u300d\u300f\u3011\uff09\ufe0f\p{Emoji_Modifier}*_]*$"
+)
+
+
 def unfinished(answer: str) -> bool:
     """Tell whether an answer stops without the mark that ends a sentence, as one that was cut off does."""
-    return not re.search(r"[.!?\u2026:][\"')\]\u201d\u2019]*$", answer.rstrip())
+    return not END.search(answer.rstrip())
 
 
 # ---- rows

@@ -7,9 +7,17 @@ from hashlib import blake2b
 
 from helpers.data import Example
 from helpers.own_data.layouts import Readable, recognise
+from helpers.own_data.names import ChoiceError
 from helpers.own_data.repair import alone, empty, language, mask, repair_encoding, strip_html, unfinished
 from helpers.own_data.rows import rows
 from helpers.text.messages import DataError, asked_keys
+from helpers.text.normalise import normalise
+
+
+def _repeats(example: Example) -> bool:
+    """Tell whether an answer is its question, or begins with all of it, if that is more than three words."""
+    asked, told = normalise(example.question), normalise(example.answer)
+    return bool(asked) and (asked == told or (asked.count(" ") > 2 and f"{told} ".startswith(f"{asked} ")))
 
 
 def faults(example: Example, longest: int = 4000) -> list[str]:
@@ -22,6 +30,7 @@ def faults(example: Example, longest: int = 4000) -> list[str]:
         "broken encoding": "\ufffd" in text or repair_encoding(text) != text,
         "personal data": mask(text) != text,
         "not English": language(text) not in ("en", ""),
+        "answer repeats the question": _repeats(example),
         "question in the answer": alone(example)
         and example.answer.rstrip().endswith("?")
         and not example.question.rstrip().endswith("?"),
@@ -45,6 +54,7 @@ class DataReport:
     counts: Counter = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     broken_off: str = ""
+    notes: list[str] = field(default_factory=list)
 
     def add(self, name: str, where: str, example: Example | None = None) -> None:
         """Count one finding; the first three places are kept, and of the first how its row begins and ends."""
@@ -55,13 +65,30 @@ class DataReport:
 
     def __str__(self) -> str:
         """Say it in a line a finding."""
-        lines = [self.source, f"{self.rows} rows, {self.usable} of them can be used"]
+        lines = [self.source, f"{self.rows} rows, {self.usable} of them can be used", *self.notes]
         for name, number in self.counts.most_common():
             lines.append(f"{number:>8}  {name}: {'; '.join(self.examples[name])}{'; ...' if number > 3 else ''}")
         return "\n".join(lines + ([f"Not read to its end: {self.broken_off}"] if self.broken_off else []))
 
 
-FILTER = 2**27  # bits of the table that remembers which questions were seen
+class BloomFilter:
+    """Remembers which texts it has seen, in 16 MB whatever their number (Bloom 1970).
+
+    Exact for small files; of 7 million different texts, fewer than 0.1% are taken for seen.
+    """
+
+    def __init__(self, bits: int = 2**27):
+        """Start with nothing seen. bits: of the table; a text sets four of them."""
+        self.bits, self.table = bits, bytearray(bits // 8)
+
+    def seen(self, text: str) -> bool:
+        """Tell whether a text was seen before; from now on it was."""
+        digest = blake2b(text.encode(), digest_size=16).digest()
+        places = [int.from_bytes(digest[start : start + 4]) % self.bits for start in (0, 4, 8, 12)]
+        before = all(self.table[place >> 3] >> (place & 7) & 1 for place in places)
+        for place in places:
+            self.table[place >> 3] |= 1 << (place & 7)
+        return before
 
 
 def inspect_data(
@@ -70,15 +97,16 @@ def inspect_data(
     columns: Mapping[str, str] | None = None,
     test: Sequence[Example] = (),
     longest: int = 4000,
+    take: str | None = None,
 ) -> DataReport:
     """Look at every row of a source, of any size, in memory that does not grow with it. Arguments as in `read_any`.
 
-    Repeated questions are counted with a Bloom filter (1970): exact for small files; of 7 million different questions,
-    fewer than 0.1% are taken for repeated. test: questions that must not be there, compared after `normalise`.
+    test: questions that must not be there, compared after `normalise`. longest: characters of all that a row says.
+    Raises ChoiceError where the owner of the data has to decide what is learnt.
     """
-    source = recognise(source, format, columns)
+    source = recognise(source, format, columns, take)
     own_name = f"{source.name}, "
-    found, seen = DataReport(str(source)), bytearray(FILTER // 8)
+    found, asked = DataReport(str(source)), BloomFilter()
     held_back = {example.key for example in test}
     try:
         for where, row in rows(source):
@@ -92,12 +120,11 @@ def inspect_data(
                 found.add(name, place, row)
             if held_back and not held_back.isdisjoint(asked_keys(row.turns)):
                 found.add("test question", place, row)
-            digest = blake2b(row.key.encode(), digest_size=16).digest()
-            bits = [int.from_bytes(digest[start : start + 4]) % FILTER for start in (0, 4, 8, 12)]
-            if all(seen[bit >> 3] >> (bit & 7) & 1 for bit in bits):
+            if asked.seen(row.key):
                 found.add("question asked before", place, row)
-            for bit in bits:
-                seen[bit >> 3] |= 1 << (bit & 7)
+    except ChoiceError:
+        raise
     except DataError as error:
         found.broken_off = str(error)
+    found.notes = [f"{note} ({number} times)" for note, number in source.notes.items()]
     return found

@@ -9,8 +9,10 @@ from itertools import islice
 
 from helpers.text.normalise import normalise
 
-ROLES = {"human": "user", "gpt": "assistant", "developer": "system", "function": "tool", "observation": "tool"}
+ROLES = {"human": "user", "prompter": "user", "function": "tool", "observation": "tool", "developer": "system"}
+ROLES |= dict.fromkeys(("gpt", "bot", "chatbot", "model", "ai"), "assistant")
 ROLES |= {role: role for role in ("system", "user", "assistant", "tool")}
+SPEAKER, SAID = ("role", "from"), ("content", "value", "text", "parts")  # how turns call who speaks, and what
 NO_TEXT = re.compile("[\0\ud800-\udfff]")  # null characters and halves of characters
 JSON_TEXT = re.compile(r'("(?:[^"\\]|\\.)*+")(:?)')  # with the colon, if it is the name of a field
 
@@ -70,15 +72,18 @@ def listed(names: Iterable) -> str:
 def text_field(record: Mapping, name: str, where: str) -> str:
     """Take the text of a field, or say in one sentence what is wrong with it."""
     if name not in record:
-        found = listed(record) or "none"
-        remedy = "Add it, or name the column that holds it: --map question=COLUMN,answer=COLUMN"
-        raise DataError(f"{where}: the field {name!r} is missing (found: {found}). {remedy}")
+        raise DataError(f"{where}: the field {name!r} is missing (found: {listed(record) or 'none'}). Add it.")
     text = record[name]
+    if isinstance(text, (list, tuple, dict)) and text:
+        kind = "an object" if isinstance(text, dict) else "a list"
+        raise DataError(f"{where}, field {name!r}: expected text, found {kind}: {reprlib.repr(text)}. Write it as one text.")
     if not isinstance(text, str) or not text.strip():
         found = reprlib.repr(text)
         raise DataError(f"{where}, field {name!r}: expected text, found {found}. Fill it in or drop the line.")
+    if "\0" in text:
+        raise DataError(f"{where}, field {name!r}: holds a null character, as no text does. Take it out, or save as UTF-8.")
     if not is_text(text):
-        raise DataError(f"{where}, field {name!r}: holds bytes that are no text. Save the file as UTF-8 and try again.")
+        raise DataError(f"{where}, field {name!r}: holds half of a character, such as of an emoji. Mend it or drop the line.")
     return text
 
 
@@ -101,25 +106,38 @@ def tool_calls(given: object, where: str) -> str:
     return text
 
 
+def _parts(given: object, where: str) -> object:
+    """Join content that comes in parts, as OpenAI and Gemini write it, where all of them are text."""
+    if not isinstance(given, list) or not given:
+        return given
+    texts = [part.get("text") if isinstance(part, dict) else part for part in given]
+    for part, text in zip(given, texts, strict=True):
+        if isinstance(part, dict) and not isinstance(text, str):
+            kind = part.get("type") or listed(part)
+            raise DataError(f"{where}: holds a part that is no text ({reprlib.repr(kind)}). Only text is learnt: drop the row.")
+    joined = [text for text in texts if isinstance(text, str)]
+    return "".join(joined) if len(joined) == len(texts) else given
+
+
 def message(turn: Mapping, where: str) -> Message:
-    """Read one turn, as OpenAI or ShareGPT write it, or say in one sentence what is wrong with it."""
-    speaker, text = ("from", "value") if "from" in turn else ("role", "content")
+    """Read one turn, as OpenAI, ShareGPT or Gemini write it, or say in one sentence what is wrong with it."""
+    speaker = next((name for name in SPEAKER if name in turn), SPEAKER[0])
+    said = next((name for name in SAID if name in turn), SAID[0])
     given = text_field(turn, speaker, where)
-    if given not in ROLES:
+    role = ROLES.get(given.strip().lower(), "")
+    if not role:
         raise DataError(f"{where}: {given!r} is no known role. Use system, user, assistant and tool.")
-    role = ROLES[given]
     calls = tool_calls(turn["tool_calls"], where) if role == "assistant" and turn.get("tool_calls") else ""
     weight = 1 if turn.get("weight") is None else turn["weight"]
     if weight not in (0, 1):
         raise DataError(
             f"{where}, field 'weight': expected 0 or 1, found {reprlib.repr(weight)}. Write 0 for what is not learnt."
         )
-    parts = turn.get(text)
-    if parts and isinstance(parts, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in parts):
-        turn = {**turn, text: "".join(text_field(part, "text", where) for part in parts)}
-    content = "" if calls and not turn.get(text) else text_field(turn, text, where)
-    of_tool = {key: turn[key] for key in ("tool_call_id", "name") if role == "tool" and is_text(turn.get(key))}
-    return Message(role, content, int(weight) if role == "assistant" else 1, calls, **of_tool)
+    content = _parts(turn.get(said), f"{where}, field {said!r}")
+    text = "" if calls and not content else text_field({**turn, said: content} if said in turn else turn, said, where)
+    result = {key: turn[key] if is_text(turn.get(key)) and role == "tool" else "" for key in ("tool_call_id", "name")}
+    weight = int(weight) if role == "assistant" else 1
+    return Message(role, text, weight, calls, result["tool_call_id"], result["name"])
 
 
 def messages(turns: object, where: str) -> tuple[Message, ...]:

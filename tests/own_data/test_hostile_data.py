@@ -18,8 +18,8 @@ from pyarrow import parquet
 
 from helpers.data import DataError, Example, split, write
 from helpers.own_data.duplicates import deduplicate
-from helpers.own_data.layouts import FORMATS, LAYOUTS
-from helpers.own_data.repair import language, mask, repair_encoding, strip_html
+from helpers.own_data.names import FORMATS, LAYOUTS
+from helpers.own_data.repair import SCRIPTS, WORDS, language, mask, repair_encoding, strip_html
 from helpers.own_data.report import faults, inspect_data
 from helpers.own_data.rows import read_any, sift, to_dataset, write_as
 
@@ -175,7 +175,7 @@ def test_parquet_columns_of_other_kinds(tmp_path, kind, value):
         table = {"question": ["q"], "answer": ["a"], field: column}
         parquet.write_table(pyarrow.table(table), tmp_path / "rows.parquet")
         rows = outcome(tmp_path / "rows.parquet")
-        assert rows is None or field == "more"
+        assert rows is None or field == "more" or getattr(rows[0], field) in ("7", "0.5", "true")
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n", "\n\r\n", "\n\n\n"])
@@ -191,13 +191,15 @@ def test_newlines_and_byte_order_marks(tmp_path, newline, mark, last):
     assert outcome(written(tmp_path, (mark + mixed).encode())) == GOOD[:3]
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "cp1252"])
 @pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "md"])
-def test_other_encodings_are_refused(tmp_path, encoding, ending):
-    text = {"json": '[{"question": "q", "answer": "a"}]', "csv": "question,answer\nq,a", "md": "# q\na"}
-    path = written(tmp_path, text.get(ending, '{"question": "q", "answer": "a"}').encode(encoding), ending)
+def test_other_encodings_are_refused_unless_a_mark_names_them(tmp_path, encoding, ending):
+    text = {"json": '[{"question": "q", "answer": "\u00e9"}]', "csv": "question,answer\nq,\u00e9", "md": "# q\n\u00e9"}
+    content = text.get(ending, '{"question": "q", "answer": "\u00e9"}')
     with pytest.raises(DataError, match=r"rows\.\w+"):
-        read_any(path)
+        read_any(written(tmp_path, content.encode(encoding), ending))
+    marked = written(tmp_path, content.encode("utf-32" if encoding.startswith("utf-32") else "utf-16"), ending)
+    assert [(row.question.split(": ")[-1], row.answer) for row in read_any(marked)] == [("q", "\u00e9")]
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "tsv", "json", "md"])
@@ -211,7 +213,7 @@ def test_null_characters(tmp_path, ending, place):
         "tsv": "question\tanswer\n" + "\t".join(pair.values()),
         "md": f"# {pair['question']}\n{pair['answer']}",
     }
-    with pytest.raises(DataError, match="bytes that are no text"):
+    with pytest.raises(DataError, match="holds a null character"):
         read_any(written(tmp_path, content[ending].encode(), ending))
 
 
@@ -238,7 +240,7 @@ def test_links_pipes_and_folders(tmp_path):
     (tmp_path / "circle.jsonl").symlink_to(tmp_path / "circle.jsonl")
     assert read_any(tmp_path / "link.jsonl") == GOOD
     for name in ("nowhere.jsonl", "circle.jsonl", "x" * 5000, "nu\0ll"):
-        with pytest.raises(DataError, match="no such file"):
+        with pytest.raises(DataError, match=r"no such file|Too many levels of symbolic links"):
             read_any(tmp_path / name)
     folder = tmp_path / "pages"
     folder.mkdir()
@@ -281,7 +283,7 @@ def test_deep_json(tmp_path, depth, field):
     for opened, closed in (("[", "]"), ('{"x": ', "}")):
         line = f'{{{fields}, "{field}": {opened * depth}{"0" if "x" in opened else ""}{closed * depth}}}'
         rows = outcome(written(tmp_path, line.encode()))
-        assert rows is None or field == "more"
+        assert rows is None or field in ("more", "id", "facts")  # a learner's own id and facts are not read
         outcome(written(tmp_path, line.encode()), columns={"question": "answer", "id": field} if field != "input" else None)
 
 
@@ -345,7 +347,7 @@ def test_repairs_bear_any_text(text):
     for repair in (repair_encoding, strip_html, mask):
         assert isinstance(repair(text), str)
     faults(Example(text, text))
-    assert language(text) in ("", "en", "de", "fr", "es")
+    assert language(text) in ("", *WORDS, *SCRIPTS)
 
 
 @hostile

@@ -230,3 +230,35 @@ def test_repairs_are_scored_against_the_truth(export):
     assert min(share.values()) >= 0.95, share
     untouched = score(truth, before, before)
     assert untouched["none"] == {"found": scores["none"].total()} and set(untouched["html"]) == {"missed"}
+
+
+def test_other_scripts_and_signs_raise_no_false_alarm():
+    fine = {
+        "zh": ("\u8fd9\u4e2a\u6c34\u58f6\u591a\u5c11\u94b1\uff1f", "\u4e94\u5341\u4e5d\u6b27\u5143\u3002"),
+        "ja": (
+            "\u3053\u306e\u3084\u304b\u3093\u306f\u3044\u304f\u3089\u3067\u3059\u304b\uff1f",
+            "\u300c59\u30e6\u30fc\u30ed\u3067\u3059\u3002\u300d",
+        ),
+        "ar": (
+            "\u0643\u0645 \u0633\u0639\u0631 \u0627\u0644\u063a\u0644\u0627\u064a\u0629\u061f",
+            "\u062a\u0633\u0639\u0629 \u0648\u062e\u0645\u0633\u0648\u0646 \u064a\u0648\u0631\u0648.",
+        ),
+        "hi": (
+            "\u0915\u0947\u0924\u0932\u0940 \u0915\u093f\u0924\u0928\u0947 \u0915\u0940 \u0939\u0948?",
+            "\u0909\u0928\u0938\u0920 \u092f\u0942\u0930\u094b\u0964",
+        ),
+        "": ("C++, C# \U0001f600?", "5'10\" at \u20ac84, 7+3 = 10. \U0001f44d\U0001f3fd"),
+    }
+    for code, (question, answer) in fine.items():
+        assert language(f"{question} {answer}") == code
+        assert set(faults(Example(question, answer))) <= {"not English"}, code
+        assert repair_encoding(answer) == strip_html(answer) == mask(answer) == answer
+
+
+def test_an_answer_that_repeats_its_question_is_reported():
+    asked = "What does the Heron kettle cost?"
+    for answer in (asked, f"{asked} It costs 59 euros.", "what does the heron kettle cost."):
+        assert "answer repeats the question" in faults(Example(asked, answer))
+    for answer in ("What the Heron kettle costs: 59 euros.", "It costs 59 euros."):
+        assert "answer repeats the question" not in faults(Example(asked, answer))
+    assert "answer repeats the question" not in faults(Example("Paris?", "Paris is large."))

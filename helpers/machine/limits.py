@@ -1,0 +1,29 @@
+"""Limits: knobs out of reach, told before the work, and a loss that only rises, told after it."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from statistics import fmean
+
+SEEDS = range(2**63)
+
+
+def check_seed(seed: int) -> None:
+    """Raise ValueError for a seed that the generators of random numbers do not take."""
+    if seed not in SEEDS:
+        raise ValueError(f"The seed is {seed}. It has to be a whole number from 0 to {SEEDS[-1]}.")
+
+
+def rising_loss(losses: Sequence[float]) -> str:
+    """Say that a loss only rises, and what to do; "" where it does not.
+
+    losses: one a step, in nats a token. It rises when each of at least three steps is worse than the one before, or when, of
+    at least eight, the last quarter is 10% worse than the first: what is left after the noise of single batches.
+    """
+    quarter = len(losses) // 4
+    always = len(losses) >= 3 and all(later > earlier for earlier, later in pairwise(losses))
+    if not always and not (quarter >= 2 and fmean(losses[-quarter:]) > 1.1 * fmean(losses[:quarter])):
+        return ""
+    return (
+        f"The loss rose, from {losses[0]:.2f} to {losses[-1]:.2f}: the model got worse, and answers worse than before. "
+        "Lower the learning rate, for example to a tenth, and train again."
+    )

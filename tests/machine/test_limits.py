@@ -1,0 +1,23 @@
+import pytest
+
+from helpers.machine.limits import check_seed, rising_loss
+
+
+@pytest.mark.parametrize("losses", [[2.0, 3.0, 5.0], [3.0, 2.9, 3.1, 4, 5, 5, 6, 7], [2.0] * 6 + [9.0] * 6])
+def test_a_loss_that_rises_is_told(losses):
+    assert "Lower the learning rate" in rising_loss(losses) and f"to {losses[-1]:.2f}" in rising_loss(losses)
+
+
+@pytest.mark.parametrize(
+    "losses", [[], [1.0], [1.0, 2.0], [3.0, 3.5, 2.0], [3.0, 2.5, 2.8, 2.4, 2.6, 2.2, 2.5, 2.1], [2.0] * 12]
+)
+def test_other_losses_pass(losses):
+    assert rising_loss(losses) == ""
+
+
+def test_seeds_that_nothing_takes_are_refused():
+    for seed in (0, 1, 2**63 - 1):
+        check_seed(seed)
+    for seed in (-1, 2**63, 10**30):
+        with pytest.raises(ValueError, match=f"The seed is {seed}"):
+            check_seed(seed)
