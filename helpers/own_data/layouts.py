@@ -13,7 +13,18 @@ from typing import Any, TypeAlias
 
 from helpers.own_data.choices import Choice, choice_of
 from helpers.own_data.containers import record_stream
-from helpers.own_data.names import ALL_LAYOUTS, BESIDE, CHATS, FORMATS, LAYOUTS, OTHER_LAYOUTS, PREFERENCES, ChoiceError
+from helpers.own_data.names import (
+    ALL_LAYOUTS,
+    BESIDE,
+    CHATS,
+    FORMATS,
+    LABELS,
+    LAYOUTS,
+    OTHER_LAYOUTS,
+    PREFERENCES,
+    SCORES,
+    ChoiceError,
+)
 from helpers.own_data.places import Place, located
 from helpers.text.jsonl import OWN, no_object, parse_json, row_fields
 from helpers.text.messages import DataError, Message, is_text, listed, messages, text_field
@@ -274,6 +285,12 @@ def _source(place: Place, record: Mapping, where: str, format: str | None, mappe
     return DataSource(place, layout, columns, own, unread, bool(mapped))
 
 
+def _narrowed(source: DataSource, record: Mapping, where: str) -> DataSource:
+    """Leave out those of the course's own columns that hold something else in this row: they are a learner's own."""
+    lost = tuple(name for name in source.own if name in record and name not in _own(record, where))
+    return replace(source, own=tuple(name for name in source.own if name not in lost), unread=source.unread + lost)
+
+
 def recognise(
     source: Readable, format: str | None = None, columns: Mapping[str, str] | None = None, take: str | None = None
 ) -> DataSource:
@@ -300,17 +317,15 @@ def recognise(
             refused = refused or (record if isinstance(record, DataError) else DataError(no_object(record, where)))
             continue
         for name in record:
-            if len(seen) < SAMPLE or name in seen:
-                seen.setdefault(name, []).append((where, record[name]))
+            ratings = seen.setdefault(name, [])
+            if str(name).strip().casefold() in (*LABELS, *SCORES):  # the others may be long
+                ratings.append((where, record[name]))
         if complete is None:
             found = _source(place, record, where, format, mapped)
             first = first or (found, record, where)
             if all(found.columns[part] in record for part in ALL_LAYOUTS[found.layout]):
                 complete = found
-        if complete is not None:
-            lost = tuple(name for name in complete.own if name in record and name not in _own(record, where))
-            own = tuple(name for name in complete.own if name not in lost)
-            complete = replace(complete, own=own, unread=complete.unread + lost)
+        complete = complete and _narrowed(complete, record, where)
     if complete is not None:
         return replace(complete, choice=choice_of(place.name, seen, take), notes=Counter())
     if first:
