@@ -161,6 +161,5 @@ def split(
         if len(chosen) + len(groups[name]) <= max(wanted, 1):
             chosen.update(groups[name])
     if not 0 < len(chosen) < len(examples):
-        why = "too few, or all linked by facts or questions. Add rows on other facts, or hold none out."
-        raise DataError(f"{len(examples)} row(s) cannot be split: {why}")
+        raise DataError(f"{len(examples)} row(s) cannot be split: too few, or all linked. Add others, or hold none out.")
     return [e for i, e in enumerate(examples) if i not in chosen], [examples[i] for i in sorted(chosen)]

@@ -13,6 +13,12 @@ def check_seed(seed: int) -> None:
         raise ValueError(f"The seed is {seed}. It has to be a whole number from 0 to {SEEDS[-1]}.")
 
 
+def check_rank(rank: int, layer: str, size: int) -> None:
+    """Raise ValueError for an adapter that would be larger than its layer. size: the smaller of what goes in and out."""
+    if not 1 <= rank <= size:
+        raise ValueError(f"The rank is {rank}, and the layer {layer} takes one from 1 to {size}. 8 or 16 is usual.")
+
+
 def rising_loss(losses: Sequence[float]) -> str:
     """Say that a loss only rises, and what to do; "" where it does not.
 

@@ -11,28 +11,39 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from helpers.own_data.choices import Choice, choice_of
 from helpers.own_data.containers import record_stream
-from helpers.own_data.names import ALL_LAYOUTS, BESIDE, CHATS, FORMATS, LAYOUTS, OTHER_LAYOUTS, PREFERENCES, ChoiceError
+from helpers.own_data.names import (
+    ALL_LAYOUTS,
+    BESIDE,
+    CHATS,
+    FORMATS,
+    LABELS,
+    LAYOUTS,
+    OTHER_LAYOUTS,
+    PREFERENCES,
+    SCORES,
+    ChoiceError,
+)
 from helpers.own_data.places import Place, located
+from helpers.own_data.selection import Selection, selection_of
 from helpers.text.jsonl import OWN, no_object, parse_json, row_fields
 from helpers.text.messages import DataError, Message, is_text, listed, messages, text_field
 
 SAMPLE = 100  # rows that are looked at to find one with a question and an answer
 RENDERED = re.compile(r"<\|im_start\|>|\[INST\]|### ?(?:Human|Instruction|Assistant|Response):|<start_of_turn>|<\|user\|>")
 MAP = "Add it, or name the column that holds it: --map question=COLUMN,answer=COLUMN"
-JOINED = "turns of one speaker that follow one another are joined by a blank line"
+JOINED = "answers that follow one another are joined by a blank line"
 
 # A path, a name on the hub, a `datasets.Dataset`, a list of dicts, or what `recognise` has made of one of these.
 Readable: TypeAlias = "str | Path | DataSource | Iterable[dict]"
 
 
 def _joined(said: tuple[Message, ...], notes: Counter) -> tuple[Message, ...]:
-    """Join what one speaker says in several turns: templates expect them to take turns. Tools' calls and results stay."""
+    """Join answers that follow one another: templates expect speakers to take turns. Calls of tools stay apart."""
     turns: list[Message] = []
     for turn in said:
         last = turns[-1] if turns else turn
-        alike = turns and (last.role, last.weight) == (turn.role, turn.weight) and turn.role in ("user", "assistant")
+        alike = turns and last.role == turn.role == "assistant" and last.weight == turn.weight
         if alike and not last.tool_calls and not turn.tool_calls:
             turns[-1] = Message(turn.role, f"{last.content}\n\n{turn.content}", turn.weight)
             notes[JOINED] += 1
@@ -61,7 +72,7 @@ class DataSource:
     """Rows whose format has been recognised. `str()` of it says how it will be read.
 
     columns: the fields of the layout, by the names that the file has for them.  own: columns that mean what they mean in the
-    course's own rows.  choice: which rows are learnt.  notes: what is done to the rows without being asked, counted.
+    course's own rows.  selection: which rows are learnt.  notes: what is done to the rows without being asked, counted.
     """
 
     place: Place
@@ -70,7 +81,7 @@ class DataSource:
     own: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
     mapped: bool = False
-    choice: Choice = field(default_factory=Choice)
+    selection: Selection = field(default_factory=Selection)
     notes: Counter = field(default_factory=Counter, compare=False)
 
     @property
@@ -91,7 +102,7 @@ class DataSource:
         read = {part: name for part, name in self.columns.items() if part in ALL_LAYOUTS[self.layout]} | dict(self.columns)
         shown = ", ".join(name if part == name else f"{part} = {name!r}" for part, name in read.items())
         unread = f" Not read: {listed(self.unread)}." if self.unread else ""
-        return f"{said}{self.layout} ({shown}).{unread}{self.choice}"
+        return f"{said}{self.layout} ({shown}).{unread}{self.selection}"
 
     def records(self) -> Iterator[tuple[str, object]]:
         """Yield where each record stands, and the record, or the DataError that says why there is none."""
@@ -274,6 +285,12 @@ def _source(place: Place, record: Mapping, where: str, format: str | None, mappe
     return DataSource(place, layout, columns, own, unread, bool(mapped))
 
 
+def _narrowed(source: DataSource, record: Mapping, where: str) -> DataSource:
+    """Leave out those of the course's own columns that hold something else in this row: they are a learner's own."""
+    lost = tuple(name for name in source.own if name in record and name not in _own(record, where))
+    return replace(source, own=tuple(name for name in source.own if name not in lost), unread=source.unread + lost)
+
+
 def recognise(
     source: Readable, format: str | None = None, columns: Mapping[str, str] | None = None, take: str | None = None
 ) -> DataSource:
@@ -300,19 +317,17 @@ def recognise(
             refused = refused or (record if isinstance(record, DataError) else DataError(no_object(record, where)))
             continue
         for name in record:
-            if len(seen) < SAMPLE or name in seen:
-                seen.setdefault(name, []).append((where, record[name]))
+            ratings = seen.setdefault(name, [])
+            if str(name).strip().casefold() in (*LABELS, *SCORES):  # the others may be long
+                ratings.append((where, record[name]))
         if complete is None:
             found = _source(place, record, where, format, mapped)
             first = first or (found, record, where)
             if all(found.columns[part] in record for part in ALL_LAYOUTS[found.layout]):
                 complete = found
-        if complete is not None:
-            lost = tuple(name for name in complete.own if name in record and name not in _own(record, where))
-            own = tuple(name for name in complete.own if name not in lost)
-            complete = replace(complete, own=own, unread=complete.unread + lost)
+        complete = complete and _narrowed(complete, record, where)
     if complete is not None:
-        return replace(complete, choice=choice_of(place.name, seen, take), notes=Counter())
+        return replace(complete, selection=selection_of(place.name, seen, take), notes=Counter())
     if first:
         first[0].turns(*first[1:])  # says which field is missing
     raise refused or DataError(f"{place.name}: the file holds no rows. Each line needs a question and an answer.")

@@ -13,6 +13,8 @@ from helpers.own_data.rows import rows
 from helpers.text.messages import DataError, asked_keys
 from helpers.text.normalise import normalise
 
+STYLE = "answer without an end"  # a finding, unless most answers are so: labels, numbers, lines of code
+
 
 def _repeats(example: Example) -> bool:
     """Tell whether an answer is its question, or begins with all of it, if that is more than three words."""
@@ -25,7 +27,7 @@ def faults(example: Example, longest: int = 4000) -> list[str]:
     text = example.text
     checks = {
         "empty answer": empty(example.answer),
-        "answer without an end": unfinished(example.answer) and not empty(example.answer),
+        STYLE: unfinished(example.answer) and not empty(example.answer),
         "HTML": strip_html(text) != text,
         "broken encoding": "\ufffd" in text or repair_encoding(text) != text,
         "personal data": mask(text) != text,
@@ -127,4 +129,6 @@ def inspect_data(
     except DataError as error:
         found.broken_off = str(error)
     found.notes = [f"{note} ({number} times)" for note, number in source.notes.items()]
+    if found.counts[STYLE] * 2 > found.usable > 3:
+        found.notes.append(f"{found.counts.pop(STYLE)} answers end without a mark: most do, so that is taken for their style")
     return found

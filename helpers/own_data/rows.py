@@ -60,7 +60,7 @@ def rows(
         try:
             if isinstance(record, DataError):
                 yield where, record
-            elif source.choice.takes(record, where):
+            elif source.selection.takes(record, where):
                 yield where, _example(record, where, source)
             else:
                 source.notes["rows are left out, as --take says"] += 1

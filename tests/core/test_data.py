@@ -101,8 +101,10 @@ def test_split_keeps_groups_together():
 
 def test_split_that_cannot_be_made_is_refused():
     linked = [Example(f"{i}?", "a", facts=("one",)) for i in range(5)]
-    with pytest.raises(DataError, match="cannot be split"):
+    with pytest.raises(DataError, match=r"5 row\(s\) cannot be split"):
         split(linked, 0.2)
+    with pytest.raises(DataError, match=r"1 row\(s\) cannot be split: too few"):
+        split(linked[:1], 0.5)
     with pytest.raises(ValueError, match="share of the rows"):
         split(linked, 20)
 

@@ -1,6 +1,6 @@
 import pytest
 
-from helpers.machine.limits import check_seed, rising_loss
+from helpers.machine.limits import check_rank, check_seed, rising_loss
 
 
 @pytest.mark.parametrize("losses", [[2.0, 3.0, 5.0], [3.0, 2.9, 3.1, 4, 5, 5, 6, 7], [2.0] * 6 + [9.0] * 6])
@@ -21,3 +21,10 @@ def test_seeds_that_nothing_takes_are_refused():
     for seed in (-1, 2**63, 10**30):
         with pytest.raises(ValueError, match=f"The seed is {seed}"):
             check_seed(seed)
+
+
+def test_ranks_above_the_layers_size_are_refused():
+    check_rank(64, "q_proj", 64)
+    for rank in (0, 65):
+        with pytest.raises(ValueError, match=f"The rank is {rank}, and the layer q_proj takes one from 1 to 64"):
+            check_rank(rank, "q_proj", 64)

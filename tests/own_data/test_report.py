@@ -7,6 +7,7 @@ import pytest
 from helpers.data import Example, read, write
 from helpers.machine.paths import DATA
 from helpers.own_data.duplicates import contaminated, deduplicate
+from helpers.own_data.names import ChoiceError
 from helpers.own_data.repair import mask, swapped
 from helpers.own_data.report import faults, inspect_data
 from helpers.text.messages import Message
@@ -82,3 +83,17 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
         rows, peaks[size] = map(int, done.stdout.split())
         assert rows == number * len(lines)
     assert peaks[40] < 1.1 * peaks[4], peaks
+
+
+def test_what_most_answers_do_is_no_finding():
+    found = inspect_data([{"question": f"Is it {number}?", "answer": "yes" if number else "It costs"} for number in range(9)])
+    assert "answer without an end" not in found.counts and "9 answers end without a mark" in str(found)
+    few = inspect_data([{"question": f"Is it {n}?", "answer": "Yes." if n else "It costs"} for n in range(9)])
+    assert few.counts == {"answer without an end": 1}
+
+
+def test_what_was_done_without_being_asked_is_said_in_the_report():
+    found = inspect_data([{"question": "How much?", "answer": 7}, {"question": "How many?", "answer": 8}] * 3)
+    assert "numbers, truth values and dates are read as text (6 times)" in str(found)
+    with pytest.raises(ChoiceError, match="rates the answers"):
+        inspect_data([{"question": "How much?", "answer": "Ten.", "reward": 0.5}])

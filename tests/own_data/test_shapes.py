@@ -9,8 +9,10 @@ import os
 import sqlite3
 import sys
 import tarfile
+import time
 import zipfile
 from datetime import date
+from types import SimpleNamespace
 
 import pyarrow
 import pytest
@@ -19,7 +21,7 @@ from pyarrow import feather
 from helpers.data import DataError
 from helpers.own_data.layouts import recognise
 from helpers.own_data.names import ChoiceError
-from helpers.own_data.rows import read_any, rows, sift
+from helpers.own_data.rows import read_any, read_tests, rows, sift
 
 Q, A = "How much is it?", "Ten euros."
 LINE = json.dumps({"question": Q, "answer": A})
@@ -162,7 +164,7 @@ def test_a_learners_own_columns_are_no_order():
     ]  # of one file, all or none
 
 
-def test_two_turns_of_one_speaker_are_joined_and_that_is_said_once(capsys):
+def test_two_answers_in_a_row_are_joined_and_that_is_said_once(capsys):
     said = [ASK, TELL, TELL | {"content": "Or eleven."}]
     (row,) = read_any([{"messages": said}])
     assert told(row) == [("user", Q), ("assistant", f"{A}\n\nOr eleven.")]
@@ -435,3 +437,24 @@ def test_names_on_the_hub_with_configuration_and_part(monkeypatch):
     )
     with pytest.raises(DataError, match=r"there is no such part"):
         read_any("nobody/rows:en[dev]")
+
+
+def test_the_hub_out_of_reach_is_told_within_five_seconds(monkeypatch):
+    import datasets  # loaded beforehand: what counts is how long the network is waited for
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setitem(sys.modules, "helpers.machine.network", SimpleNamespace(online=lambda seconds: seconds > 2))
+    began = time.monotonic()
+    with pytest.raises(DataError, match=r"the hub did not give this data set \(the hub is out of reach\)\. Check") as error:
+        read_any("nobody/questions-and-answers")
+    assert time.monotonic() - began < 3 and "\n" not in str(error.value)
+    assert not datasets.config.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE")
+
+
+def test_the_test_is_read_by_the_named_columns_where_it_has_them(tmp_path):
+    (tmp_path / "a.csv").write_text(csv("Frage,Antwort", f"{Q},{A}"))
+    (tmp_path / "b.jsonl").write_text(LINE)
+    columns = {"question": "Frage", "answer": "Antwort"}
+    assert [row.question for row in read_tests([tmp_path / "a.csv", tmp_path / "b.jsonl"], columns)] == [Q, Q]
+    with pytest.raises(DataError, match="'question' is missing"):
+        read_tests([tmp_path / "a.csv"])

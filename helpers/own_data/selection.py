@@ -28,7 +28,7 @@ def _number(value: Any) -> float | None:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Selection:
     """Which rows are learnt: those whose column is true, or holds a number within a bound; all, without a column."""
 
     column: str = ""
@@ -62,11 +62,11 @@ def _asks_for_label(where: str, column: str) -> str:
     )
 
 
-def choice_of(name: str, seen: Mapping[str, Sequence[tuple[str, Any]]], take: str | None) -> Choice:
+def selection_of(name: str, seen: Mapping[str, Sequence[tuple[str, Any]]], take: str | None) -> Selection:
     """Find out which rows are learnt. seen: where and what, of each column's first rows. take: as in `recognise`."""
     spelt = {str(column).strip().casefold(): column for column in seen}
     if take == "all":
-        return Choice()
+        return Selection()
     if take not in (None, "good"):
         match = re.fullmatch(r"\s*(.+?)\s*(>=|<=|>|<|=)\s*(-?\d+(?:\.\d+)?)\s*", take or "")
         if not match:
@@ -74,17 +74,17 @@ def choice_of(name: str, seen: Mapping[str, Sequence[tuple[str, Any]]], take: st
         column, sign, bound = match.groups()
         if column not in seen:
             raise DataError(f"{name}: there is no column {column!r} to take rows by. There are: {listed(seen)}.")
-        return Choice(column, sign, float(bound))
+        return Selection(column, sign, float(bound))
     for label in filter(spelt.__contains__, LABELS):
         column = spelt[label]
         if any(_truth(value) is None for _, value in seen[column] if value is not None):
             continue
         if take == "good":
-            return Choice(column)
+            return Selection(column)
         bad = next((where for where, value in seen[column] if _truth(value) is False), None)
         if bad is not None:
             raise ChoiceError(_asks_for_label(bad, column))
-        return Choice(column, undecided=True)
+        return Selection(column, undecided=True)
     if take == "good":
         raise DataError(f"{name}: no column says which rows are good ({', '.join(LABELS)}). Leave --take out, or name a bound.")
     for score in filter(spelt.__contains__, SCORES):
@@ -94,4 +94,4 @@ def choice_of(name: str, seen: Mapping[str, Sequence[tuple[str, Any]]], take: st
                 f"{name}: the column {column!r} rates the answers. Say what is learnt: --take '{column}>=NUMBER' takes the "
                 "better ones, --take all learns every answer."
             )
-    return Choice()
+    return Selection()
