@@ -86,8 +86,8 @@ def open_learner(
 ) -> tuple:
     """Load a model to train, and its tokenizer: the whole of it, or, with a rank, an adapter beside it.
 
-    The name of an adapter gives its base with that adapter, which then learns on. rank, alpha, targets: as in `lora.add`;
-    alpha is twice the rank when left out. Raises ModelError when they ask for another adapter than the one named.
+    The name of an adapter gives its base with that adapter, which then learns on. rank, alpha, targets: as in `lora.add`.
+    Raises ModelError when they ask for another adapter than the one named.
     """
     from helpers import lora
     from helpers.machine.adapter_files import adapter_folder
@@ -97,7 +97,7 @@ def open_learner(
     if adapter := adapter_folder(name):
         adapter.check_same(model, rank, alpha, targets)
     elif rank:
-        lora.add(model, rank, 2 * rank if alpha is None else alpha, targets, seed)
+        lora.add(model, rank, alpha, targets, seed)
     elif targets or alpha is not None:
         raise ValueError("LoRA's alpha and targets were given without its rank. Add --lora-rank, such as 16.")
     return model, tokenizer
@@ -347,7 +347,7 @@ def train_options(added: argparse.ArgumentParser) -> None:
     added.add_argument("--epochs", type=int, default=3, help="how often each row is seen")
     added.add_argument("--learning-rate", type=float, default=4e-4, help="how far a step goes")
     added.add_argument("--lora-rank", type=int, default=0, help="train an adapter of this rank; 0: all of what --model is")
-    added.add_argument("--lora-alpha", type=float, help="what the adapter adds is times alpha / rank; left out: 2")
+    added.add_argument("--lora-alpha", type=float, help="what the adapter adds is times alpha / rank; left out: twice the rank")
     added.add_argument("--lora-targets", type=names, metavar="NAME,NAME", help="layers to adapt; left out: all linear ones")
     added.add_argument("--dtype", choices=DTYPES, help="precision to save in; left out: what the weights came in")
     added.add_argument("--checkpoint-every", type=int, default=100, help="steps between checkpoints; 0: none")

@@ -111,7 +111,7 @@ def limit(examples: Iterable[Example], per_fact: int, seed: int = 0) -> list[Exa
     """Keep at most `per_fact` wordings of each fact, drawn at random; rows without facts all stay."""
     examples, kept = list(examples), []
     count: Counter = Counter()
-    for index in random.Random(seed).sample(range(len(examples)), len(examples)):
+    for index in draw("limit", seed).sample(range(len(examples)), len(examples)):
         facts = examples[index].facts
         count[facts] += 1
         if not facts or count[facts] <= per_fact:
@@ -124,7 +124,7 @@ def spaced(examples: Iterable[Example], seed: int = 0) -> list[Example]:
 
     A fact that happens to come early only is half forgotten by the end of the training.
     """
-    rng, examples = random.Random(seed), list(examples)
+    rng, examples = draw("spaced", seed), list(examples)
     total = Counter(example.facts for example in examples)
     seen: Counter = Counter()
 
@@ -157,7 +157,7 @@ def split(
     groups = linked_groups(keys)
     wanted = round(held_out * len(examples))
     chosen: set[int] = set()
-    for name in random.Random(seed).sample(sorted(groups), len(groups)):
+    for name in draw("split", seed).sample(sorted(groups), len(groups)):
         if len(chosen) + len(groups[name]) <= max(wanted, 1):
             chosen.update(groups[name])
     if not 0 < len(chosen) < len(examples):

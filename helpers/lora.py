@@ -55,10 +55,11 @@ def layers(model: nn.Module) -> dict[str, LoRALinear]:
 
 
 def add(
-    model: "PreTrainedModel", rank: int = 16, alpha: float = 32.0, targets: Sequence[str] | None = None, seed: int = 0
+    model: "PreTrainedModel", rank: int = 16, alpha: float | None = None, targets: Sequence[str] | None = None, seed: int = 0
 ) -> None:
     """Freeze the model and give each linear layer whose name ends in one of `targets` an adapter of its own.
 
+    alpha: what an adapter adds is times alpha / rank; left out, twice the rank, so that the factor is 2.
     targets: left out, every linear layer but the head gets one. What then goes without is said in a line.
     Raises ValueError when nothing matches or the model has adapters already.
     """
@@ -70,7 +71,7 @@ def add(
     torch.manual_seed(seed)
     model.requires_grad_(False)
     for name, layer in chosen.items():
-        model.set_submodule(name, LoRALinear(layer, rank, alpha / rank))
+        model.set_submodule(name, LoRALinear(layer, rank, 2.0 if alpha is None else alpha / rank))
     if targets is None and (without := left_out(model, chosen)):
         print(f"Without an adapter: {without}.")
 

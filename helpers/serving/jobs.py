@@ -230,7 +230,7 @@ def work(folder: Path, report: Callable[..., None]) -> None:
         model, tokenizer = open_model(job["base_path"])
         before.extend(generate(model, tokenizer, questions))
         if rank := settings["r_value"]:
-            lora.add(model, rank=rank, alpha=2 * rank)
+            lora.add(model, rank)
         report(status="TRAINING MODEL")
         return model, tokenizer
 
