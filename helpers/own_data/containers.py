@@ -28,7 +28,11 @@ REFUSED: tuple[tuple[bytes, str, str], ...] = (  # how other files begin, what t
     (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Excel or Word file", SAVE_AS),
     (rb"SQLite format 3\0", "an SQLite database", "Export the table as CSV"),
     (rb"version https://git-lfs\.github\.com", "a Git LFS pointer, not the file itself", "Fetch it with: git lfs pull"),
-    (rb"(?i)\s{0,80}<(!doctype html|html|head|body)", "a web page", "Download the file itself, not the page that shows it"),
+    (
+        rb"(?i)\s{0,80}<(!doctype html|html|head|body|table)",
+        "a web page",
+        "Download the file itself, not the page that shows it",
+    ),
     (rb"\s{0,80}<\?xml", "an XML file", "Convert it to CSV or JSON Lines"),
     (rb"%PDF-", "a PDF", "Copy its text into a .txt or .md file"),
     (rb"\{\\rtf", "an RTF document", "Save it as plain text (UTF-8)"),
@@ -77,6 +81,8 @@ def container_of(path: Path) -> str:
     _refuse(path, start[:1024])
     if start.startswith(b"PAR1"):
         return "parquet"
+    if start.count(b"\0") * 4 > len(start) and not start.startswith((b"ARROW1", b"\xff\xff\xff\xff", b"FEA1")):
+        raise DataError(f"{path}: mostly null bytes: UTF-16 without a mark, or no text at all. Save the file as UTF-8.")
     if start.startswith((b"ARROW1", b"\xff\xff\xff\xff", b"FEA1")):
         return "arrow"
     endings = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in (".gz", ".bz2", ".xz", ".zst")][-1:]

@@ -31,7 +31,7 @@ from helpers.text.messages import DataError, Message, is_text, listed, messages,
 
 SAMPLE = 100  # rows that are looked at to find one with a question and an answer
 RENDERED = re.compile(r"<\|im_start\|>|\[INST\]|### ?(?:Human|Instruction|Assistant|Response):|<start_of_turn>|<\|user\|>")
-MAP = "Add it, or name the column that holds it: --map question=COLUMN,answer=COLUMN"
+MAP = "--map question=COLUMN,answer=COLUMN"
 JOINED = "answers that follow one another are joined by a blank line"
 
 # A path, a name on the hub, a `datasets.Dataset`, a list of dicts, or what `recognise` has made of one of these.
@@ -56,7 +56,14 @@ def _conversation(said: tuple[Message, ...], where: str) -> tuple[Message, ...]:
     """Take a conversation up to its last answer that is to be learnt: what comes after it, nothing would be made of."""
     roles = [turn.role for turn in said]
     if "user" not in roles or roles[-1] != "assistant":
-        raise DataError(f"{where}: expected a question and at last an answer, found {roles}. Drop what follows the answer.")
+        remedy = (
+            "Drop what follows the answer"
+            if "user" in roles
+            else "Add the question, or drop the row"
+            if roles
+            else "Drop the row"
+        )
+        raise DataError(f"{where}: expected a question and at last an answer, found {roles}. {remedy}.")
     learnt = [number for number, turn in enumerate(said) if turn.role == "assistant" and turn.weight]
     if not learnt or "user" not in roles[: learnt[-1]]:
         raise DataError(f"{where}: no answer to a question is to be learnt. Give one the weight 1, or drop the row.")
@@ -116,8 +123,15 @@ class DataSource:
             self.notes["numbers, truth values and dates are read as text"] += 1
             return str(value).lower() if isinstance(value, bool) else str(value)
         if name not in record and not self.mapped and len(record) > 1 and self.layout not in CHATS:
-            raise DataError(f"{where}: the field {name!r} is missing (found: {listed(record)}). {MAP}")
+            raise DataError(f"{where}: the field {name!r} is missing (found: {listed(record)}). {self._remedy(record)}")
         return text_field(record, name, where)
+
+    def _remedy(self, record: Mapping) -> str:
+        """Say what to do where a field is missing: name the columns, if they have names."""
+        known = {name for fields in ALL_LAYOUTS.values() for name in fields}
+        if self.place.container in ("csv", "tsv") and known.isdisjoint(_spelt(record)):
+            return f"If the first line holds no names, put question,answer above it; or name the columns: {MAP}"
+        return f"Add it, or name the column that holds it: {MAP}"
 
     def _said(self, record: Mapping, name: str, role: str, where: str) -> tuple[Message, ...]:
         """Take what a column says: the text of one turn, or a list of turns, as such, around "messages", or as JSON."""
@@ -327,7 +341,8 @@ def recognise(
                 complete = found
         complete = complete and _narrowed(complete, record, where)
     if complete is not None:
-        return replace(complete, selection=selection_of(place.name, seen, take), notes=Counter())
+        rated = {} if complete.layout == "text" and take is None else seen  # a label beside plain text is its class
+        return replace(complete, selection=selection_of(place.name, rated, take), notes=Counter())
     if first:
         first[0].turns(*first[1:])  # says which field is missing
     raise refused or DataError(f"{place.name}: the file holds no rows. Each line needs a question and an answer.")

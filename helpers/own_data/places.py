@@ -172,6 +172,8 @@ def located(source: str | Path | Iterable[dict], format: str | None) -> Place:
     name, container = str(source), format if format in CONTAINERS else ""
     if not name.strip() or (isinstance(source, Path) and not source.parts):
         raise DataError("The name of the file is empty. Name a file, a folder, or a data set on the hub.")
+    if re.match(r"\w+://", name):
+        raise DataError(f"{name}: is an address. Download it, and give the file.")
     if name == "-":
         path = _standard_input()
         return Place("standard input", [path], container or container_of(path))

@@ -128,7 +128,7 @@ def inspect_data(
         raise
     except DataError as error:
         found.broken_off = str(error)
-    found.notes = [f"{note} ({number} times)" for note, number in source.notes.items()]
+    found.notes = [f"{note}: {number}" for note, number in source.notes.items()]
     if found.counts[STYLE] * 2 > found.usable > 3:
         found.notes.append(f"{found.counts.pop(STYLE)} answers end without a mark: most do, so that is taken for their style")
     return found

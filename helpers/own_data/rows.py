@@ -120,7 +120,7 @@ def sift(
         if len(refused) >= most:
             break
     for note, number in source.notes.items():
-        print(f"{source.name}: {note} ({number} times).", file=sys.stderr)
+        print(f"{source.name}: {note}: {number}", file=sys.stderr)
     if not examples and not refused:
         raise DataError(f"{source.name}: the file holds no rows. Each line needs a question and an answer.")
     return examples, refused

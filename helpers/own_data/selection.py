@@ -10,7 +10,7 @@ from helpers.own_data.names import LABELS, SCORES, ChoiceError
 from helpers.text.messages import DataError, listed
 
 SIGNS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt, "=": operator.eq}
-TRUTH = {True: True, False: False, "true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
+TRUTH = {True: True, False: False, "true": True, "false": False, "1": True, "0": False}
 
 
 def _truth(value: Any) -> bool | None:

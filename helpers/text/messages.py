@@ -13,6 +13,7 @@ ROLES = {"human": "user", "prompter": "user", "function": "tool", "observation":
 ROLES |= dict.fromkeys(("gpt", "bot", "chatbot", "model", "ai"), "assistant")
 ROLES |= {role: role for role in ("system", "user", "assistant", "tool")}
 SPEAKER, SAID = ("role", "from"), ("content", "value", "text", "parts")  # how turns call who speaks, and what
+WRITE = 'Write [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}].'
 NO_TEXT = re.compile("[\0\ud800-\udfff]")  # null characters and halves of characters
 JSON_TEXT = re.compile(r'("(?:[^"\\]|\\.)*+")(:?)')  # with the colon, if it is the name of a field
 
@@ -143,7 +144,7 @@ def message(turn: Mapping, where: str) -> Message:
 def messages(turns: object, where: str) -> tuple[Message, ...]:
     """Read the turns of a conversation."""
     if not isinstance(turns, (list, tuple)) or not all(isinstance(turn, dict) for turn in turns):
-        raise DataError(f"{where}: expected a list of turns, found {reprlib.repr(turns)}.")
+        raise DataError(f"{where}: expected a list of turns, found {reprlib.repr(turns)}. {WRITE}")
     return tuple(message(turn, f"{where}, turn {number}") for number, turn in enumerate(turns, 1))
 
 

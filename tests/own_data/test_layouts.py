@@ -267,7 +267,7 @@ BAD = {
     "empty.csv": (b"", "holds no rows"),
     "heading only.csv": (b"question,answer\n\n", "holds no rows"),
     "latin.csv": ("question,answer\nq,caf\u00e9\n".encode("latin-1"), "line 2: byte 5 is not UTF-8. Save the file as UTF-8"),
-    "utf16.csv": ("question,answer\nq,\u00e9\n".encode("utf-16-le"), "line 2: byte 5 is not UTF-8"),
+    "utf16.csv": ("question,answer\nq,\u00e9\n".encode("utf-16-le"), "mostly null bytes: UTF-16 without a mark"),
     "nulls.csv": (b"question,answer\nq,a\0b\n", "line 2, field 'answer': holds a null character"),
     "nan.csv": (b"question,answer\nq,a\nr,\n", "line 3, field 'answer': expected text, found ''. Fill it in or drop"),
     "ragged.csv": (b'question,answer\n"q\n1",a\nr,b,c\n', "line 4: expected 2 cells, found 3. Put cells that hold a ','"),

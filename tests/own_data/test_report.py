@@ -94,6 +94,6 @@ def test_what_most_answers_do_is_no_finding():
 
 def test_what_was_done_without_being_asked_is_said_in_the_report():
     found = inspect_data([{"question": "How much?", "answer": 7}, {"question": "How many?", "answer": 8}] * 3)
-    assert "numbers, truth values and dates are read as text (6 times)" in str(found)
+    assert "numbers, truth values and dates are read as text: 6" in str(found)
     with pytest.raises(ChoiceError, match="rates the answers"):
         inspect_data([{"question": "How much?", "answer": "Ten.", "reward": 0.5}])

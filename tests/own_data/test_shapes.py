@@ -143,7 +143,7 @@ def test_what_stands_beside_joins_the_conversation(tmp_path):
 def test_numbers_truth_values_and_dates_are_text_and_that_is_said_once(tmp_path, capsys):
     made = [{"question": 7, "answer": 0.5}, {"question": True, "answer": date(2024, 5, 17)}]
     assert pairs(made) == [("7", "0.5"), ("true", "2024-05-17")]
-    assert capsys.readouterr().err.count("numbers, truth values and dates are read as text (4 times)") == 1
+    assert capsys.readouterr().err.count("numbers, truth values and dates are read as text: 4") == 1
     (row,) = read_any([{"messages": [ASK | {"content": 7}, TELL | {"content": False, "weight": 1}]}])
     assert (row.question, row.answer) == ("7", "false")
     for value in (None, float("nan"), "", " "):
@@ -201,6 +201,7 @@ def test_bad_answers_are_learnt_only_on_request(tmp_path):
     assert pairs(tmp_path / "a.csv", take="score >= 3") == [(Q, A)]
     assert pairs(tmp_path / "a.csv", take="score<3") == [("Else?", "Bad.")]
     assert len(pairs(tmp_path / "a.csv", take="all")) == 3
+    assert pairs([{"text": A, "label": 0}, {"text": A, "label": 1}]) == [("Text", A)] * 2  # classes, and no bad answers
     for take, said in (
         ("some", "write all, good, or a bound"),
         ("points>=3", "no column 'points'"),
@@ -273,6 +274,11 @@ OTHERS = {
         line(messages=[ASK | {"content": [{"type": "image_url", "image_url": {}}]}, TELL]).encode(),
         r"a part that is no text \('image_url'\)",
     ),
+    "null bytes.csv": (csv("question,answer", f"{Q},{A}").encode("utf-16-le"), "mostly null bytes.*UTF-16 without a mark"),
+    "table.csv": (b"<table><tr><td>question</td></tr></table>", "a web page"),
+    "no turns.jsonl": (b'{"messages": []}', r"found \[\]. Drop the row"),
+    "no question.jsonl": (line(messages=[TELL]).encode(), r"found \['assistant'\]. Add the question, or drop the row"),
+    "history.jsonl": (line(instruction=Q, output=A, history="x").encode(), r"expected a list of turns, found 'x'. Write \["),
     "parts.json": (json.dumps({"train": [{"a": 1}], "test": [{"a": 1}, {"a": 2}]}).encode(), "has parts: train, test"),
 }
 
@@ -292,7 +298,10 @@ def test_a_database_is_told_by_its_first_bytes(tmp_path):
         read_any(tmp_path / "rows.csv")
 
 
-def test_map_is_offered_only_where_it_helps():
+def test_map_is_offered_only_where_it_helps(tmp_path):
+    (tmp_path / "a.csv").write_text(csv("How much?,Ten.", "Who?,Ann."))
+    with pytest.raises(DataError, match=r"put question,answer above it; or name the columns: --map question=COLUMN"):
+        read_any(tmp_path / "a.csv")
     with pytest.raises(DataError, match=r"'answer' is missing .*--map question=COLUMN,answer=COLUMN"):
         read_any([{"question": Q, "reply": A}])
     for row in ({"messages": [{"role": "user"}]}, {"question": Q}):
@@ -376,6 +385,11 @@ def test_what_save_to_disk_wrote_is_read(tmp_path):
     assert pairs(tmp_path / "one") == [(Q, A)] == pairs(f"{tmp_path / 'several'}[train]")
     with pytest.raises(ChoiceError, match=r"\[test\] or .*\[train\]"):
         read_any(tmp_path / "several")
+
+
+def test_an_address_is_no_file():
+    with pytest.raises(DataError, match=r"is an address\. Download it, and give the file"):
+        read_any("https://example.org/rows.jsonl")
 
 
 @pytest.mark.parametrize("name", ["", " ", ".", "/", "..", "~"])
