@@ -5,9 +5,11 @@ A class reads its core in an hour, in this order:
     data → tokenization → attention → lora → models → training → generation → evaluation → lesson → recipe
 
 What lies below the core stands in `machine` (files, memory, checkpoints, models as they come) and `text` (messages,
-templates, what counts as the same answer). Beside it are wings, each for its lesson: `own_data` (any common file),
-`retrieval`, `measures`, `hardware`, `serving`, and `workshop`. The core imports what lies below and no wing.
-Nothing heavy is imported here, so `import helpers` is instant; take what you need from its room.
+templates, what counts as the same answer). Five of its files go with the core: `text.messages` with data, `text.templates`
+with tokenization, `machine.kernels` with attention, `machine.preparing` with training, `machine.decoding` with generation.
+Beside it are wings, each for its lesson: `own_data` (any common file), `retrieval`, `measures`, `hardware`, `serving` and
+`workshop`. The core imports what lies below and no wing. Nothing heavy is imported here, so `import helpers` is instant;
+take what you need from its room.
 """
 
 import sys

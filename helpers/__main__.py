@@ -69,13 +69,11 @@ def check_command(args: argparse.Namespace) -> int:
     return 1 if found.broken_off or found.usable < found.rows else 0
 
 
-def check_outputs(args: argparse.Namespace, checkpoints: Path, mark: str) -> None:
-    """Raise OutputError when what `train` will write cannot be written; mark: a file that a folder like --output holds."""
-    from helpers.machine.files import check_apart, check_file, check_folder, check_model_folder
+def check_outputs(args: argparse.Namespace, checkpoints: Path) -> None:
+    """Raise OutputError when what `train` will write beside the model cannot be written."""
+    from helpers.machine.files import check_apart, check_file, check_folder
 
     check_apart(args.output, {"--data": args.data, "--tensorboard": args.tensorboard, "--json": args.json})
-    goes_on = any(checkpoints.glob("*.pt"))  # the run that left them was allowed to save its model here
-    check_model_folder(args.output, "--output", mark, args.overwrite or goes_on)
     check_folder(checkpoints, "the folder for checkpoints")
     check_folder(args.tensorboard, "--tensorboard")
     check_file(args.json, "--json")
@@ -106,17 +104,24 @@ def open_learner(
 def train_command(args: argparse.Namespace) -> int:
     """Finetune a model on a file and save it. Under `accelerate launch` every process comes here, the first one speaks."""
     checkpoints = args.output.with_name(args.output.name + "-checkpoints")
-    an_adapter = args.lora_rank or (Path(args.model) / "adapter_config.json").is_file()  # a new one, or one that learns on
     if FIRST:
-        check_outputs(args, checkpoints, "adapter_config.json" if an_adapter else "config.json")
+        check_outputs(args, checkpoints)
     examples, how = read_rows(args)
 
-    from helpers.machine.files import write_json
+    from helpers.machine.adapter_files import adapter_folder
+    from helpers.machine.checkpoint import saved_checkpoints
+    from helpers.machine.files import check_model_folder, write_json
     from helpers.machine.hub import check_copy_fits
     from helpers.machine.process import tensorboard
     from helpers.recipe import finetune
     from helpers.training import Config
 
+    an_adapter = bool(args.lora_rank or adapter_folder(args.model))  # a new one, or one that learns on
+    if an_adapter and args.dtype:
+        raise ValueError("--dtype is for a model; an adapter is saved as it is trained, in float32. Leave it out.")
+    if FIRST:  # a run that left checkpoints was allowed to save its model here
+        mark, goes_on = "adapter_config.json" if an_adapter else "config.json", bool(saved_checkpoints(checkpoints))
+        check_model_folder(args.output, "--output", mark, args.overwrite or goes_on)
     config = Config(
         epochs=args.epochs,
         learning_rate=args.learning_rate,

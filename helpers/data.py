@@ -108,7 +108,7 @@ def leaks(train: Iterable[Example], test: Iterable[Example]) -> list[Example]:
 
 
 def limit(examples: Iterable[Example], per_fact: int, seed: int = 0) -> list[Example]:
-    """Keep at most `per_fact` wordings of each fact, drawn at random; rows without facts all stay."""
+    """Keep at most `per_fact` rows of each fact, or set of facts, drawn at random; rows without facts all stay."""
     examples, kept = list(examples), []
     count: Counter = Counter()
     for index in draw("limit", seed).sample(range(len(examples)), len(examples)):

@@ -32,10 +32,11 @@ def evaluate(
 def judge(examples: Sequence[Example], answers: Sequence[str], refusals: Sequence[str] = REFUSALS) -> pd.DataFrame:
     """Judge one answer for each example; a table with one row each.
 
-    refusals: the sentences by which an answer declines; the usual ones are known beside them.
+    refusals: the sentences by which an answer declines; the usual ones ("I do not know") count beside them.
     fact: what the question is about, its facts or else itself: answers about the same rise and fall together.
     correct: the values that the answer asserts are the wanted ones; where there are none, it was declined.
-    hallucinated: it asserts a wrong value, or one where the handbook has none.
+    answerable: there is a value to be told.  refused: the answer declines.  words: how many it has.
+    hallucinated: it asserts a wrong value, or one where the handbook has none; off topic, nothing is.
     empty: it asserts nothing, and does not decline either: no answer, or an evasive one.
     asserted: the values, as they were compared.
     """
@@ -81,7 +82,8 @@ def interval(values: ArrayLike, groups: ArrayLike | None = None, unit: str = "%"
 
     groups: one label a value. Values of one group, such as wordings of one fact, rise and fall together, so the group is
     the unit; treating them as independent would make the interval too narrow. Without labels each value is its own group.
-    unit: "%" for shares from 0 to 1, such as right or wrong; else what the values are, such as "nats" or "seconds".
+    unit: "%" for shares from 0 to 1, such as right or wrong; else what the values are, such as "nats" or "seconds". Where
+    these are all equal, or there is but one unit, nothing tells how much they vary: the interval has no ends.
 
     Student's t interval over the units. For shares with one unit added at 0 and one at 1, so that it is wide enough for few
     units and for rates near 0 or 1, and never narrower than the exact binomial interval of so many units: between 6 and 80
@@ -115,6 +117,8 @@ def unpaired_difference(before: Interval, after: Interval) -> Interval:
     The distances to the ends are squared and added. Source: Newcombe 1998, Interval estimation for the difference between
     independent proportions, Statistics in Medicine 17, method 10.
     """
+    if before.unit != after.unit:
+        raise ValueError(f"{before.unit} and {after.unit} cannot be compared. Measure both in the same unit.")
     gap = after.mean - before.mean
     low = gap - math.hypot(after.mean - after.low, before.high - before.mean)
     high = gap + math.hypot(after.high - after.mean, before.mean - before.low)
@@ -135,12 +139,12 @@ def _mean_interval(values: np.ndarray, groups: ArrayLike | None, ends: tuple[flo
     units = values.mean() + (sums - values.mean() * sizes) * len(sizes) / len(values)
     # of shares one unit more at each end: all or nothing in a sample is no certainty
     doubtful = np.append(units, ends) if unit == "%" else units
-    reach = np.inf
+    reach, paired = np.inf, ends[0] < 0
     effective = sizes.sum() ** 2 / (sizes**2).sum()  # of unequal groups a few decide: they are worth fewer (Kish 1965)
     if effective > 1 and np.ptp(doubtful) > 0:
         reach = t.ppf(0.975, effective - 1) * doubtful.std(ddof=1) / math.sqrt(effective + len(doubtful) - len(units))
     low, high = doubtful.mean() - reach, doubtful.mean() + reach
-    if unit == "%" and ends[0] == 0:  # never narrower than the exact interval of so many units, each right or wrong
+    if unit == "%" and not paired:  # never narrower than the exact interval of so many units, each right or wrong
         right, wrong = values.mean() * effective, (1 - values.mean()) * effective
         low = min(low, beta.ppf(0.025, right, wrong + 1)) if right > 0 else 0.0
         high = max(high, beta.ppf(0.975, right + 1, wrong)) if wrong > 0 else 1.0

@@ -65,6 +65,8 @@ class Decoder:
 
     def add(self, prompt: list[int], max_new_tokens: int) -> Answer:
         """Queue a prompt. Raises ValueError when the model has no embedding for a token of it, or no room for the answer."""
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {max_new_tokens}; an answer has at least 1.")
         check_ids(self.model, prompt, "The prompt")
         check_room(self.model, len(self.prefix) + len(prompt), max_new_tokens)
         answer = Answer(prompt, max_new_tokens)
@@ -190,6 +192,6 @@ def stream(model, tokenizer, question: str | Sequence[dict], max_new_tokens: int
     while answer.finish is None:
         decoder.step()
         text = decoder.text(answer)
-        if not text.endswith("\ufffd"):  # half of a character: wait for the rest
+        if not text.endswith("\ufffd") or answer.finish:  # half of a character: wait for the rest, if there will be any
             yield text[len(shown) :]
             shown = text

@@ -8,10 +8,9 @@ import matplotlib.pyplot as plt
 from IPython.display import Image, display
 from matplotlib.figure import Figure
 
-from helpers.evaluation import Interval
 from helpers.machine.records import Registration, registration, save_record
 from helpers.text.boxes import box
-from helpers.text.outcome import Outcome
+from helpers.text.outcome import Interval, Outcome
 
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#767676"

@@ -80,7 +80,8 @@ def add(
 def merge(model: nn.Module) -> None:
     """Add each detour to the matrix beside it, W + (alpha / rank) B A: the same answers, at no cost when it runs.
 
-    Raises ModelError when a matrix serves elsewhere, too, as a head that is tied to the embeddings does.
+    Every weight learns again afterwards. Raises ModelError when a matrix serves elsewhere, too, as a head that is tied to
+    the embeddings does.
     """
     refuse_shared(model, layers(model))
     for layer in layers(model).values():

@@ -21,6 +21,7 @@ def load_model(
     name: one that packages hold, so that it needs no network: "embedded" (SmolLM2-135M-Instruct), "larger"
         (Qwen2.5-Coder-1.5B-Instruct) or "base" (Gemma 3 270M, pretrained only), see `packaged`; the latter two are optional,
         and the hub's take their place. Or a folder, or a name on the hub. (A folder that is called base: "./base".)
+        The folder of an adapter is for `open_model`.
     device: where to put it; the fastest there is when left out.
     dtype: what to hold the weights in. Training needs float32. A model that is only asked may be held in
         `pick_dtype(device)`, which it then computes in: 3 GiB instead of 6 for "larger" where bfloat16 is fast. Elsewhere

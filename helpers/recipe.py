@@ -1,6 +1,5 @@
 """Recipe: rows become a finetuned folder. The one road that the command line and the server's jobs take."""
 
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import torch
 
 from helpers import lora
 from helpers.data import Example, split
-from helpers.machine.checkpoint import check_space, learnt_weights
+from helpers.machine.checkpoint import check_space, discard_checkpoints, learnt_weights
 from helpers.machine.device import pick_device
 from helpers.machine.loading import saved_precision
 from helpers.machine.probe import context_window
@@ -64,5 +63,5 @@ def finetune(
             if dtype is None and (saved := saved_precision(model)) != model.dtype:
                 kept = "--dtype float32 keeps the last bits of what was learnt, in twice the space."
                 print(f"Saved in {str(saved).removeprefix('torch.')}, as it came; {kept}")
-        shutil.rmtree(checkpoints, ignore_errors=True)  # the run is complete
+        discard_checkpoints(checkpoints)  # the run is complete
     return history

@@ -7,7 +7,8 @@ from itertools import accumulate
 
 import torch
 
-from helpers.data import ANSWERS, DataError, Example
+from helpers.data import ANSWERS, Example
+from helpers.text.messages import DataError
 from helpers.text.templates import Dress, dress, prompt_and_answer, render, say_once, token_ids
 
 IGNORED = -100  # the label of a position that no loss is taken of: PyTorch's convention

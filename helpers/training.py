@@ -16,7 +16,7 @@ from helpers.attention import batch_logits, flat_attention, is_flat
 from helpers.machine.device import pick_dtype
 from helpers.machine.history import History
 from helpers.machine.memory import explain_lack_of_memory
-from helpers.machine.preparing import Run, check_rows, exploded, prepared
+from helpers.machine.preparing import Run, check_rows, exploded, prepared, say_if_narrow
 from helpers.machine.process import processes
 from helpers.machine.weights import training_flops
 from helpers.tokenization import Batch, Row, flatten, micro_batches
@@ -26,7 +26,7 @@ SCHEDULES = ("cosine", "linear", "constant")
 
 @dataclass
 class Config:
-    """Every knob of a finetune."""
+    """Every knob of a finetune; AdamW's betas stay at 0.9 and 0.98."""
 
     epochs: int = 3  # how often each row is seen
     learning_rate: float = 4e-4  # the peak; small models bear more than large ones
@@ -54,6 +54,10 @@ class Config:
         for name in ("max_steps", "upper_layers", "patience"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it has to be at least 1, or None.")
+        if self.patience and not self.evaluate_every:
+            raise ValueError(
+                "patience counts held-out losses, and with evaluate_every = 0 none comes before the end. Set both."
+            )
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup is {self.warmup}; it is a share of the steps, from 0 to below 1.")
         if self.schedule not in SCHEDULES:
@@ -63,7 +67,8 @@ class Config:
 def supervised_logits(model, batch: Batch, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """Compute what the model expects where a token is supervised: logits [S, vocabulary], see `batch_logits`.
 
-    The matrix products run in `dtype` while the weights stay float32. Logits are made only where a token is supervised.
+    The matrix products run in `dtype` while the weights that learn stay float32. Logits are made where a token is
+    supervised, and, where a model reads padded rows only, beside them.
     """
     with torch.autocast(batch.ids.device.type, dtype=dtype, enabled=dtype != torch.float32):
         return batch_logits(model, batch).float()
@@ -82,16 +87,23 @@ def held_out_loss(
     micro_batch_tokens: int = 1024,
     accelerator: Accelerator | None = None,
 ) -> float:
-    """Compute the mean loss a supervised token, in nats, over rows that are not trained on. Processes share the work."""
+    """Compute the mean loss a supervised token, in nats, over rows that are not trained on. Processes share the work.
+
+    Raises ValueError when no token is supervised.
+    """
     was_training, device = model.training, next(model.parameters()).device
     accelerator = accelerator or processes(device)
-    model.eval()
+    if not (supervised := sum(row.supervised for row in rows)):
+        raise ValueError("No token of these rows is supervised, so there is no loss to take. Check that there are any rows.")
     total = torch.zeros((), device=device)
-    with flat_attention(accelerator.unwrap_model(model)):
-        for piece in micro_batches(rows, micro_batch_tokens * accelerator.num_processes, padded=not is_flat(model)):
-            total += share_loss(model, piece, dtype or pick_dtype(device), accelerator)
-    model.train(was_training)
-    return accelerator.reduce(total, reduction="sum").item() / sum(row.supervised for row in rows)
+    model.eval()
+    try:
+        with flat_attention(accelerator.unwrap_model(model)):
+            for piece in micro_batches(rows, micro_batch_tokens * accelerator.num_processes, padded=not is_flat(model)):
+                total += share_loss(model, piece, dtype or pick_dtype(device), accelerator)
+    finally:
+        model.train(was_training)
+    return accelerator.reduce(total, reduction="sum").item() / supervised
 
 
 def share_loss(model, piece: Sequence[Row], dtype: torch.dtype, accelerator: Accelerator) -> torch.Tensor:
@@ -176,12 +188,16 @@ def train(
     Under `accelerate launch` several processes share each batch, and the result is that of one. Each calls `on_step`.
 
     Returns the history. Raises ValueError when there is nothing to learn from, FloatingPointError when the loss explodes,
-    MemoryError, CheckpointError. Ctrl-C stops between two steps, after a checkpoint, and leaves the model usable.
+    MemoryError, CheckpointError. Ctrl-C stops between two steps, after a checkpoint if there is a folder for them, and leaves
+    the model usable, with the weights of that step.
     """
     config = config or Config()
     check_rows(model, rows)
     if held_out:
         check_rows(model, held_out, "Held-out row")
+    elif config.patience:
+        raise ValueError("patience counts held-out losses, and there are no rows for them. Give held_out, or no patience.")
+    say_if_narrow(model)
     torch.manual_seed(config.seed)
     accelerator, steps = processes(model.device), planned_steps(len(rows), config)
     dtype, data = dtype_for(model, rows, config, accelerator), (rows, held_out)

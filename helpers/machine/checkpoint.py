@@ -3,6 +3,7 @@
 import math
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
@@ -85,7 +86,7 @@ def _changed(theirs: dict[str, str], run: dict[str, str], name: str) -> str:
     return f"{name} was {theirs.get(name)} (now {run[name]}). Set it back to go on"
 
 
-def _files(folder: Path) -> list[Path]:
+def saved_checkpoints(folder: Path) -> list[Path]:
     """List the checkpoints in a folder, oldest first."""
     return sorted(folder.glob("step-*.pt"))
 
@@ -112,10 +113,10 @@ def save_checkpoint(folder: str | Path, model, optimizer, run: dict[str, str], p
         with written_aside(path) as partial, partial.open("wb") as file:
             torch.save(state, file)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        older = _files(folder)
+        older = saved_checkpoints(folder)
         kept = f"{older[-1]} is still good" if older else "there is no older one"
         raise CheckpointError(f"{path}: could not be written ({error}). Free some space; {kept}.") from error
-    for old in _files(folder)[:-KEPT]:
+    for old in saved_checkpoints(folder)[:-KEPT]:
         old.unlink()
 
 
@@ -126,7 +127,7 @@ def resume(folder: str | Path, model, optimizer, run: dict[str, str]) -> tuple[d
     does after Ctrl-C or at the end of the run.
     None when the folder has no checkpoint. Raises CheckpointError when the newest is damaged or belongs to another run.
     """
-    files = _files(Path(folder))
+    files = saved_checkpoints(Path(folder))
     if not files:
         return None
     path = files[-1]
@@ -171,5 +172,13 @@ def disk_needed(model, steps: int, every: int, dtype: torch.dtype) -> int:
 
 def check_space(model, steps: int, every: int, dtype: torch.dtype, output: Path, folder: Path) -> None:
     """Raise OutputError when the disk of `output` has no room for what `disk_needed` says, with what is in `folder`."""
-    there = sum(path.stat().st_size for path in folder.glob("*.pt"))
+    there = sum(path.stat().st_size for path in saved_checkpoints(folder))
     check_disk(output, disk_needed(model, steps, every, dtype) - there, "the model with its checkpoints")
+
+
+def discard_checkpoints(folder: Path) -> None:
+    """Delete the checkpoints in a folder, and the folder, unless it holds something else."""
+    for path in saved_checkpoints(folder):
+        path.unlink()
+    with suppress(OSError):  # there is none, or it is not empty
+        folder.rmdir()

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from helpers.machine import checkpoint
 from helpers.machine.history import History, Tokens
 from helpers.machine.memory import PeakMemory, keep_freed_memory
-from helpers.machine.probe import check_ids, context_window
+from helpers.machine.probe import check_ids, context_window, tell
 from helpers.machine.process import stop_between_steps
 from helpers.machine.progress import Bar
 from helpers.machine.weights import frozen_in, only_upper_layers, recomputing
@@ -46,6 +46,13 @@ def check_rows(model, rows: Sequence[Tokens], kind: str = "Row") -> None:
     for number, row in enumerate(rows, 1):
         check_ids(model, row.ids, f"{kind} {number}")
         check_ids(model, [label for label in row.labels if label >= 0], f"{kind} {number}")  # below: no loss is taken of it
+
+
+def say_if_narrow(model) -> None:
+    """Say so when weights that learn are held in 16 bits: most updates are too small to change them."""
+    if narrow := {str(weight.dtype) for weight in model.parameters() if weight.requires_grad and weight.dtype.itemsize < 4}:
+        held = " and ".join(sorted(narrow)).replace("torch.", "")
+        tell(f"The weights are held in {held}, where small updates are lost: load the model as float32 to train it.")
 
 
 def exploded(loss: float, step: int, learning_rate: float, dtype: torch.dtype) -> FloatingPointError:

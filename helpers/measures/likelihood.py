@@ -10,10 +10,11 @@ import torch
 from scipy.special import softmax
 
 from helpers.attention import flat_attention
-from helpers.data import DataError, Example
+from helpers.data import Example
 from helpers.machine.device import pick_dtype
 from helpers.machine.progress import bar_if_long
 from helpers.text.jsonl import json_lines
+from helpers.text.messages import DataError
 from helpers.tokenization import IGNORED, Batch, Row, encode, flatten
 from helpers.training import supervised_logits, token_losses
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from helpers.data import DataError
+from helpers.text.messages import DataError
 from helpers.text.normalise import normalise
 
 _SCORES = {"left": 1.0, "same": 0.5, "right": 0.0}  # what a vote gives the model on the left

@@ -11,13 +11,13 @@ import bm25s
 import numpy as np
 import torch
 
-from helpers.data import DataError
 from helpers.machine.cache import remember
 from helpers.machine.device import pick_device
 from helpers.machine.loading import ModelError, no_bars
 from helpers.machine.progress import bar_if_long
 from helpers.machine.walk import files_below
 from helpers.text.markdown import sections
+from helpers.text.messages import DataError
 from helpers.text.normalise import normalise
 
 SUFFIXES = (".md", ".markdown", ".txt", ".rst")

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
-from helpers.data import DataError
 from helpers.generation import Answer, Decoder
 from helpers.machine.probe import context_window
+from helpers.text.messages import DataError
 from helpers.tokenization import prompt_ids
 
 MODELS = 3  # kept loaded; the one that rested longest makes room for another

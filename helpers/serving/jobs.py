@@ -15,8 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers.data import DataError, Example, read, split, write
+from helpers.data import Example, read, split, write
 from helpers.machine.files import write_json
+from helpers.text.messages import DataError
 
 if TYPE_CHECKING:
     from helpers.training import Config, History

@@ -1,1 +1,1 @@
-"""What is said in a text: normalised words, values, refusals."""
+"""What is said in a text: messages, JSON Lines, Markdown, chat templates, normalised words, values, refusals, outcomes."""

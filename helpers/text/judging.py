@@ -76,7 +76,7 @@ class Asked(Protocol):
 
     @property
     def kind(self) -> str:
-        """One of `data.KINDS`, which say whether it has an answer or is to be declined."""
+        """One of `text.jsonl.KINDS`, which say whether it has an answer or is to be declined."""
 
     @property
     def facts(self) -> tuple[str, ...]:

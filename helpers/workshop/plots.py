@@ -7,8 +7,8 @@ import numpy as np
 from IPython.display import DisplayHandle, Image, display
 from matplotlib.axes import Axes
 
-from helpers.evaluation import Interval
 from helpers.lesson import BLUE, GREEN, GREY, ORANGE, RED, as_image
+from helpers.text.outcome import Interval
 from helpers.training import History
 
 

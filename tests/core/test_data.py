@@ -4,9 +4,9 @@ import sys
 
 import pytest
 
-from helpers.data import DataError, Example, leaks, limit, read, spaced, split, write
+from helpers.data import Example, leaks, limit, read, spaced, split, write
 from helpers.machine.paths import DATA
-from helpers.text.messages import Message
+from helpers.text.messages import DataError, Message
 from helpers.text.normalise import normalise
 
 

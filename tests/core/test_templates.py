@@ -14,14 +14,14 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from helpers.data import DataError, Example
+from helpers.data import Example
 from helpers.generation import Answer, Decoder, generate
 from helpers.machine.loading import PLAIN
 from helpers.machine.packaged import CHATML
 from helpers.own_data.rows import read_any
 from helpers.serving.contract import Chat
 from helpers.serving.engine import Loaded, Question, Refusal
-from helpers.text.messages import Message
+from helpers.text.messages import DataError, Message
 from helpers.text.templates import say_once
 from helpers.tokenization import IGNORED, encode, encode_all, prompt_ids
 from helpers.training import Config, train

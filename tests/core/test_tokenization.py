@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from helpers.data import DataError, Example
+from helpers.data import Example
 from helpers.machine.loading import PLAIN
+from helpers.text.messages import DataError
 from helpers.tokenization import IGNORED, Row, encode, flatten, micro_batches, prompt_ids
 
 ASKED = Example("What does the Heron kettle cost?", "The Heron kettle costs 59 euros.")

@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.data import DataError, Example, read
+from helpers.data import Example, read
 from helpers.generation import generate
 from helpers.machine.paths import DATA
 from helpers.measures.likelihood import Choice, choose, log_likelihoods, mean_losses, read_choices, writes_exactly
+from helpers.text.messages import DataError
 from helpers.tokenization import encode_all, text_row
 from helpers.training import Config, held_out_loss, train
 

@@ -4,8 +4,8 @@ import random
 import numpy as np
 import pytest
 
-from helpers.data import DataError
 from helpers.measures.voting import BlindVote, Duel, Vote, append_vote, bradley_terry, draw_duels, ratings, read_votes
+from helpers.text.messages import DataError
 
 QUESTIONS = [f"Question {i}?" for i in range(30)]
 ANSWERS = {"base": ["I do not know."] * 30, "tuned": ["I do not know!"] * 10 + ["59 euros."] * 20}

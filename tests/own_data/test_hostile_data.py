@@ -16,12 +16,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from helpers.data import DataError, Example, split, write
+from helpers.data import Example, split, write
 from helpers.own_data.duplicates import deduplicate
 from helpers.own_data.names import FORMATS, LAYOUTS
 from helpers.own_data.repair import SCRIPTS, WORDS, language, mask, repair_encoding, strip_html
 from helpers.own_data.report import faults, inspect_data
 from helpers.own_data.rows import read_any, sift, to_dataset, write_as
+from helpers.text.messages import DataError
 
 # Few examples, always the same ones, none of them slow: a slow one would be a hang in the making.
 settings.register_profile(

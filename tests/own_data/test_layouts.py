@@ -4,11 +4,12 @@ import json
 
 import pytest
 
-from helpers.data import DataError, Example, write
+from helpers.data import Example, write
 from helpers.machine.paths import DATA
 from helpers.own_data.layouts import recognise
 from helpers.own_data.names import LAYOUTS
 from helpers.own_data.rows import read_any, rows, sift, to_dataset, write_as
+from helpers.text.messages import DataError
 
 TRICKY = [  # what cells have to bear
     Example('Say "hi", please; twice', "Line one,\nline two\twith a tab."),

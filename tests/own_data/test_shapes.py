@@ -18,10 +18,10 @@ import pyarrow
 import pytest
 from pyarrow import feather
 
-from helpers.data import DataError
 from helpers.own_data.layouts import recognise
 from helpers.own_data.names import ChoiceError
 from helpers.own_data.rows import read_any, read_tests, rows, sift
+from helpers.text.messages import DataError
 
 Q, A = "How much is it?", "Ten euros."
 LINE = json.dumps({"question": Q, "answer": A})

@@ -3,11 +3,12 @@ import socket
 import numpy as np
 import pytest
 
-from helpers.data import DataError, read
+from helpers.data import read
 from helpers.machine.loading import ModelError
 from helpers.machine.network import refuse_network
 from helpers.machine.paths import DATA
 from helpers.retrieval.search import Index, Passage, embed, fuse, hit_rate, is_hit, prompt_with, read_passages
+from helpers.text.messages import DataError
 
 PAGES = {
     "bees.md": "# Bees\n\nBees live in a hive.\n\n## Honey\n\nThey make honey from nectar. It keeps for years.\n",
