@@ -1,6 +1,7 @@
 import gzip
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -97,3 +98,13 @@ def test_what_was_done_without_being_asked_is_said_in_the_report():
     assert "numbers, truth values and dates are read as text: 6" in str(found)
     with pytest.raises(ChoiceError, match="rates the answers"):
         inspect_data([{"question": "How much?", "answer": "Ten.", "reward": 0.5}])
+
+
+def test_a_thousand_chats_take_well_under_a_second():
+    """100,000 of them under a minute on two cores: a thousand in 0.6 s of one core, and here with room for slower ones."""
+    turns = [{"role": "user", "content": "What does the Heron kettle cost, and who designed it?"}]
+    turns += [{"role": "assistant", "content": "The Heron kettle costs 59 euros. It was designed by Lena Hollis. " * 3}]
+    chats = [{"messages": [*turns * 2, {"role": "user", "content": f"Ticket {number}?"}, turns[1]]} for number in range(1000)]
+    began = time.process_time()
+    assert inspect_data(chats).usable == 1000
+    assert time.process_time() - began < 1.5
