@@ -50,21 +50,21 @@ def columns(setting: str) -> dict[str, str]:
 
 
 def read_rows(args: argparse.Namespace) -> "tuple[list[Example], str]":
-    """Read what --data, --format and --map name: the rows, and how they were read."""
+    """Read what --data, --format, --map and --take name: the rows, and how they were read."""
     from helpers.own_data.layouts import recognise
     from helpers.own_data.rows import read_any
 
-    source = recognise(args.data, args.format, columns(args.map))
+    source = recognise(args.data, args.format, columns(args.map), args.take)
     return read_any(source), str(source)
 
 
 def check_command(args: argparse.Namespace) -> int:
     """Report what a file of questions and answers holds; 1 when some of it cannot be used."""
     from helpers.own_data.report import inspect_data
-    from helpers.own_data.rows import read_any
+    from helpers.own_data.rows import read_tests
 
-    test = [example for path in args.test for example in read_any(path)]
-    found = inspect_data(args.data, args.format, columns(args.map), test)
+    named = columns(args.map)
+    found = inspect_data(args.data, args.format, named, read_tests(args.test, named), take=args.take)
     print(found)
     return 1 if found.broken_off or found.usable < found.rows else 0
 
@@ -103,7 +103,10 @@ def open_learner(
 
 def train_command(args: argparse.Namespace) -> int:
     """Finetune a model on a file and save it. Under `accelerate launch` every process comes here, the first one speaks."""
+    from helpers.machine.limits import check_seed, rising_loss
+
     checkpoints = args.output.with_name(args.output.name + "-checkpoints")
+    check_seed(args.seed)
     if FIRST:
         check_outputs(args, checkpoints)
     examples, how = read_rows(args)
@@ -149,7 +152,10 @@ def train_command(args: argparse.Namespace) -> int:
         say_finetuned(history)
         if args.json:
             write_json(args.json, figures(history))
-        say_saved(args.output)
+        if worse := rising_loss([step["loss"] for step in history.steps]):
+            print(f"warning: {worse} What came of it is in {args.output}.", file=sys.stderr)
+        else:
+            say_saved(args.output)
     return 0
 
 
@@ -212,24 +218,23 @@ def merge_command(args: argparse.Namespace) -> int:
 
 def ask_command(args: argparse.Namespace) -> int:
     """Answer one question, or chat."""
+    from helpers.machine.console import checked_question, next_question
+
+    question = None if args.question is None else checked_question(args.question)
+
     from helpers.generation import stream
     from helpers.models import open_model
 
     model, tokenizer = open_model(args.model)
-    if not args.question:
+    if question is None:
         print("Ask away; an empty line ends the chat. Each question stands alone.")
-    while True:
-        try:
-            question = args.question or input("> ").strip()
-        except EOFError:
-            question = ""
-        if not question:
-            return 0
-        for piece in stream(model, tokenizer, question):
+    while asked := question or next_question():
+        for piece in stream(model, tokenizer, asked):
             print(piece, end="", flush=True)
         print()
-        if args.question:
-            return 0
+        if question:
+            break
+    return 0
 
 
 def evaluate_command(args: argparse.Namespace) -> int:
@@ -327,12 +332,15 @@ def model_option(added: argparse.ArgumentParser) -> None:
 
 def data_options(added: argparse.ArgumentParser) -> None:
     """Describe --data and how it is read, which three commands share."""
-    from helpers.own_data.layouts import FORMATS
+    from helpers.own_data.names import FORMATS
 
-    text = "JSON Lines, JSON, CSV, TSV or Parquet file, a folder of Markdown, or a name on the hub such as owner/name"
+    text = "a file (JSON Lines, JSON, CSV, TSV, Parquet, Arrow, text; packed or not), a folder, - or a name on the hub"
     added.add_argument("--data", required=True, help=text)
     added.add_argument("--format", choices=FORMATS, help="how to read it, where that is not recognised")
-    added.add_argument("--map", default="", metavar="question=COLUMN,answer=COLUMN", help="which columns to read")
+    fields = "question, answer, id, messages, context, system, history"
+    added.add_argument("--map", default="", metavar="FIELD=COLUMN,...", help=f"which columns to read, for: {fields}")
+    text = "where rows are rated: all of them, the good ones, or those of a score, such as 'score>=4'"
+    added.add_argument("--take", metavar="all|good|SCORE", help=text)
 
 
 def check_options(added: argparse.ArgumentParser) -> None:
@@ -401,12 +409,19 @@ def serve_options(added: argparse.ArgumentParser) -> None:
 
 def main() -> int:
     """Run one command; an expected error becomes one line on standard error."""
+    from helpers.machine.console import keep_all_output
+    from helpers.own_data.names import ChoiceError
+
+    keep_all_output()
     args = parser().parse_args()
     try:
         return args.function(args)
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
         return 130
+    except ChoiceError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except (ValueError, OSError, RuntimeError, FloatingPointError, ImportError, MemoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

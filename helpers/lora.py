@@ -13,6 +13,7 @@ from torch import nn
 
 from helpers.machine.adapted import choose_layers, is_transposed, left_out, linear_sizes, refuse_shared, remove
 from helpers.machine.adapter_files import read_adapter, write_adapter
+from helpers.machine.limits import check_rank
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -65,9 +66,9 @@ def add(
     """
     if layers(model):
         raise ValueError("This model has adapters already. Call merge or remove first.")
-    if rank < 1:
-        raise ValueError(f"rank is {rank}; it has to be at least 1.")
     chosen = choose_layers(model, targets)
+    for name, layer in chosen.items():
+        check_rank(rank, name, min(linear_sizes(layer)))
     torch.manual_seed(seed)
     model.requires_grad_(False)
     for name, layer in chosen.items():
