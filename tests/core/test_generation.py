@@ -72,6 +72,19 @@ def test_stream_adds_up_to_the_answer(embedded):
     assert "".join(pieces).strip() == generate(*embedded, ["What is the capital of France?"], max_new_tokens=20)[0]
 
 
+def test_a_stream_that_ends_in_half_a_character_gives_all_it_has(tiny, monkeypatch):
+    model, tokenizer = load_model(tiny, device="cpu")
+    monkeypatch.setattr(Decoder, "text", lambda self, answer: "ab\ufffd" if len(answer.tokens) > 1 else "a")
+    assert "".join(stream(model, tokenizer, "x", max_new_tokens=2)) == "ab\ufffd"
+
+
+def test_an_answer_without_room_for_a_token_is_refused(tiny):
+    model, tokenizer = load_model(tiny, device="cpu")
+    for most in (0, -60):
+        with pytest.raises(ValueError, match=f"max_new_tokens is {most}"):
+            generate(model, tokenizer, ["x"], max_new_tokens=most)
+
+
 def test_a_conversation_is_a_question_too(embedded):
     messages = [
         {"role": "user", "content": "What is the capital of France?"},

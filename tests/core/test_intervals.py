@@ -162,6 +162,11 @@ def test_an_unpaired_difference_holds_the_true_one():
     assert every(True, found[0].above(), Outcome(None)).holds is None and every().holds is True
 
 
+def test_different_units_are_not_compared():
+    with pytest.raises(ValueError, match="% and nats cannot be compared"):
+        unpaired_difference(interval([0, 1]), interval([2.0, 3.0], unit="nats"))
+
+
 @pytest.mark.parametrize("sizes", [[1, 3] * 6, [10, *[1] * 11], [1, 1, 2, 4, 8, 16] * 2], ids=str)
 def test_groups_of_unequal_size_hold_the_true_rate_too(sizes):
     rng, groups = np.random.default_rng(7), np.repeat(np.arange(len(sizes)), sizes)

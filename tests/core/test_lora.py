@@ -244,8 +244,12 @@ def test_wrong_requests_are_refused(tiny, adapted):
     model, _ = load_model(tiny, "cpu")
     with pytest.raises(ValueError, match=r"No linear layer is called query\. This model has down_proj,"):
         lora.add(model, targets=["query"])
-    with pytest.raises(ValueError, match="rank is 0"):
-        lora.add(model, rank=0)
+    for rank in (0, 17):  # k_proj gives 16
+        with pytest.raises(
+            ValueError, match=rf"rank is {rank}, and the layer .*proj takes one from 1 to \d+\. 8 or 16 is usual"
+        ):
+            lora.add(model, rank=rank)
+    assert not lora.layers(model)
     with pytest.raises(ValueError, match="no adapter to save"):
         lora.save(model, "nowhere")
     with pytest.raises(ValueError, match="has adapters already"):

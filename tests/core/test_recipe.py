@@ -25,7 +25,7 @@ def run(tiny, folder, rank=0, **options):
     def open_learner():
         model, tokenizer = load_model(tiny, "cpu")
         if rank:
-            lora.add(model, rank, 2 * rank)
+            lora.add(model, rank)
         return model, tokenizer
 
     return finetune(EXAMPLES, open_learner, folder / "model", CONFIG, folder / "checkpoints", **options)
@@ -38,6 +38,13 @@ def test_a_model_is_trained_checkpointed_and_saved(tiny, tmp_path):
     assert kept and [path.name for path in tmp_path.iterdir()] == ["model"]  # the run is complete
     before, after = load_model(tiny, "cpu")[0], load_model(tmp_path / "model", "cpu")[0]
     assert not torch.equal(before.model.norm.weight, after.model.norm.weight)
+
+
+def test_what_else_lies_beside_the_checkpoints_stays(tiny, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "my-own-weights.pt").write_bytes(b"mine")
+    run(tiny, tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["my-own-weights.pt"]
 
 
 def test_an_adapter_is_saved_alone_and_what_is_asked_before_is_what_is_saved(tiny, tmp_path):

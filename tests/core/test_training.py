@@ -310,6 +310,36 @@ def test_patience_stops_early_and_gives_back_the_best_weights(tiny):
     assert held_out_loss(model, other, torch.float32) == pytest.approx(min(losses), rel=1e-5)
 
 
+def test_patience_without_losses_to_count_is_refused(tiny):
+    model, _ = load_model(tiny, device="cpu")
+    with pytest.raises(ValueError, match="evaluate_every = 0 none comes before the end"):
+        Config(patience=2)
+    with pytest.raises(ValueError, match="there are no rows for them"):
+        train(model, [Row([1, 2], [IGNORED, 2])], Config(patience=2, evaluate_every=1))
+
+
+def test_a_loss_of_nothing_is_refused_and_an_error_leaves_the_model_in_its_mode(tiny, monkeypatch):
+    model, _ = load_model(tiny, device="cpu")
+    with pytest.raises(ValueError, match="no loss to take"):
+        held_out_loss(model, [])
+    monkeypatch.setattr("helpers.training.share_loss", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        held_out_loss(model.train(), [Row([1, 2], [IGNORED, 2])])
+    assert model.training
+
+
+def test_weights_that_are_too_narrow_to_learn_are_said(tiny, capsys):
+    rows, config = [Row([1, 2], [IGNORED, 2])], Config(max_steps=1, dtype=torch.float32)
+    train(load_model(tiny, "cpu")[0], rows, config)
+    assert "small updates are lost" not in capsys.readouterr().err
+    train(load_model(tiny, "cpu")[0].to(torch.bfloat16), rows, config)
+    assert "held in bfloat16, where small updates are lost: load the model as float32" in capsys.readouterr().err
+    model = load_model(tiny, "cpu")[0].to(torch.bfloat16)
+    lora.add(model, rank=2)  # what learns is float32
+    train(model, rows, config)
+    assert "small updates are lost" not in capsys.readouterr().err
+
+
 def test_gradient_checkpointing_changes_nothing_but_memory(tiny):
     weights = []
     for recompute in (False, True):

@@ -133,12 +133,12 @@ def test_the_disk_that_is_asked_for_is_the_disk_that_is_filled(tiny, tmp_path, a
     save_model(*models.load_model(tiny, "cpu"), tmp_path / "half", torch.bfloat16)
     model, tokenizer = models.load_model(tmp_path / "half", "cpu")
     if adapters:
-        lora.add(model, rank=64)
+        lora.add(model, rank=16)
     wanted = {every: disk_needed(model, 3, every, models.saved_precision(model)) for every in (0, 1)}
     train(model, [Row([5, 7, 9], [-100, 7, 9])], Config(epochs=3, checkpoint_every=1), folder=tmp_path / "checkpoints")
     saved = lora.save(model, tmp_path / "saved") if adapters else save_model(model, tokenizer, tmp_path / "saved")
     (size,) = (path.stat().st_size for path in saved.glob("*.safetensors"))
-    assert size == pytest.approx(wanted[0], rel=0.01)
+    assert size == pytest.approx(wanted[0], rel=0.03)  # names and shapes take some
     kept = [path.stat().st_size for path in (tmp_path / "checkpoints").iterdir()]
     assert len(kept) == KEPT and sum(kept) * (KEPT + 1) / KEPT + size == pytest.approx(wanted[1], rel=0.05)
 
