@@ -12,6 +12,9 @@ _TOKEN = regex.compile(
     r"|[<>=\u2264\u2265\u2260\u00b1\u221a%\u00b0]|\p{Sc}"
 )
 
+# Emojis and other small pictures, and the marks of feet and inches behind a number: they may be all that differs.
+_SIGN = regex.compile(r"[\p{Emoji_Presentation}\u2600-\u27bf]|(?<=\p{Nd})['\"\u2032\u2033](?!\w)")
+
 
 def normalise(text: str) -> str:
     """Lower-case, drop marks that carry no meaning, squeeze spaces: texts that are equal after this count as the same.
@@ -25,3 +28,8 @@ def normalise(text: str) -> str:
         text = regex.sub(r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))", "", text)
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", re.sub(r"\s+", " ", text.casefold()))
     return " ".join(_TOKEN.findall(re.sub(r"(?<=\d),(?=\d)", ".", text)))
+
+
+def comparable(text: str) -> str:
+    """Make a text what is compared to find the same: normalised, with its signs; one of marks alone stays as it is."""
+    return " ".join([normalise(text), *_SIGN.findall(text)]).strip() or text
