@@ -66,7 +66,7 @@ def check_command(args: argparse.Namespace) -> int:
     named = columns(args.map)
     found = inspect_data(args.data, args.format, named, read_tests(args.test, named), take=args.take)
     print(found)
-    return 1 if found.broken_off or found.usable < found.rows else 0
+    return 1 if found.broken_off or found.usable < found.rows or not found.usable else 0
 
 
 def check_outputs(args: argparse.Namespace, checkpoints: Path) -> None:
@@ -420,10 +420,10 @@ def main() -> int:
         print("\nStopped.", file=sys.stderr)
         return 130
     except ChoiceError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
     except (ValueError, OSError, RuntimeError, FloatingPointError, ImportError, MemoryError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 1
 
 

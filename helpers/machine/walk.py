@@ -12,7 +12,7 @@ def _meant(folder: Path) -> bool:
     """Tell whether a folder below another one is the owner's own: no environment, no checkpoint, nothing hidden."""
     if folder.name.startswith(".") or folder.name in NOT_MEANT or folder.name.startswith("checkpoint-"):
         return False
-    return not any((folder / mark).exists() for mark in ("pyvenv.cfg", "conda-meta", "trainer_state.json"))
+    return not any(os.path.exists(folder / mark) for mark in ("pyvenv.cfg", "conda-meta", "trainer_state.json"))
 
 
 def files_below(folder: str | Path, endings: Iterable[str]) -> list[Path]:

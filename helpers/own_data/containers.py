@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import reprlib
 import zipfile
@@ -58,13 +59,13 @@ def _zip_kind(path: Path) -> tuple[str, str]:
     if "mimetype" in names and "content.xml" in names:
         return "an OpenDocument file", f"{SAVE_AS}, or the text as plain text"
     shown = ", ".join(names[:3]) + (", ..." if names[3:] else "")
-    return f"a zip file ({shown})", "Unpack it, and give the file or the folder that was in it"
+    return f"a zip file ({shown or 'empty'})", "Unpack it, and give the file or the folder that was in it"
 
 
 def _refuse(path: Path, start: bytes) -> None:
     """Raise DataError for a file of another kind, which its first bytes tell."""
     kind, remedy = next(((kind, remedy) for begin, kind, remedy in REFUSED if re.match(begin, start)), ("", ""))
-    if start.startswith(b"PK\x03\x04"):
+    if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         kind, remedy = _zip_kind(path)
     if start[257:262] == b"ustar":
         kind, remedy = "a tar archive", "Unpack it, and give the file or the folder that was in it"
@@ -79,18 +80,20 @@ def container_of(path: Path) -> str:
         if start.lstrip().startswith(b"{") and b"\n" not in start:
             start += file.readline(LONGEST_LINE)
     _refuse(path, start[:1024])
-    if start.startswith(b"PAR1"):
-        return "parquet"
-    if start.count(b"\0") * 4 > len(start) and not start.startswith((b"ARROW1", b"\xff\xff\xff\xff", b"FEA1")):
+    if start.startswith((b"PAR1", b"ARROW1", b"\xff\xff\xff\xff", b"FEA1")):
+        container = "parquet" if start.startswith(b"PAR1") else "arrow"
+        with path.open("rb") as raw:
+            if raw.read(4) != start[:4]:
+                raise DataError(f"{path}: this is a packed {container.capitalize()} file. Unpack it, and give what was in it.")
+        return container
+    if start.count(b"\0") * 4 > len(start):
         raise DataError(f"{path}: mostly null bytes: UTF-16 without a mark, or no text at all. Save the file as UTF-8.")
-    if start.startswith((b"ARROW1", b"\xff\xff\xff\xff", b"FEA1")):
-        return "arrow"
     endings = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in (".gz", ".bz2", ".xz", ".zst")][-1:]
     named = next((name for name, known in CONTAINERS.items() if set(endings) & set(known)), "")
     if named in ("parquet", "arrow"):
         raise DataError(f"{path}: this {named.capitalize()} file is damaged, or none. Fetch or write it again.")
     start = start.lstrip()
-    if named in ("csv", "tsv", "markdown"):
+    if named == "markdown" or (named in ("csv", "tsv") and not re.match(rb'(\[\s*)?\{\s*"', start)):
         return named
     if start.startswith(b"{"):  # an object a line, or one object over many lines?
         line, _, rest = start.partition(b"\n")
@@ -100,14 +103,15 @@ def container_of(path: Path) -> str:
         try:
             json.loads(line)
         except (ValueError, RecursionError):
-            return "jsonl" if line.endswith(b"}") and named != "json" else "json"
+            return "jsonl" if re.search(rb"\},?$", line) and named != "json" else "json"
         return "jsonl"
     if start.startswith(b"["):
         return "json"
-    if named == "text":
-        return "text"
     head = start.decode("utf-8", "ignore").splitlines()[:HEAD]
-    return "csv" if not named and _header(head)[2] else "jsonl"
+    number, delimiter, known = _header(head)
+    if known and (not named or delimiter in head[number]):
+        return "csv"
+    return "text" if named == "text" else "jsonl"
 
 
 # ---- JSON
@@ -116,6 +120,9 @@ def container_of(path: Path) -> str:
 def _columns(content: dict) -> list[dict] | None:
     """Make rows of columns, as pandas writes them: {"a": {"0": ...}}, {"a": [...]} or {"columns": ..., "data": ...}."""
     values = list(content.values())
+    layouts = [set(fields) for fields in ALL_LAYOUTS.values()]
+    if values and all(isinstance(row, dict) and any(row.keys() >= fields for fields in layouts) for row in values):
+        return values  # rows by their numbers
     names, data = content.get("columns"), content.get("data")
     if isinstance(names, list) and isinstance(data, list) and all(isinstance(row, list) for row in data):
         return [dict(zip(map(str, names), row, strict=False)) for row in data]
@@ -171,16 +178,20 @@ def _cells(line: str, delimiter: str) -> list[str]:
 def _header(lines: list[str]) -> tuple[int, str, bool]:
     """Find the line that names the columns and what parts them; and tell whether its names are known ones.
 
-    It may stand below Excel's "sep=;" and below a title. Between delimiters that part equally often, a comma may rather be
-    part of a name.
+    It may stand below Excel's "sep=;" and below titles, which leave cells empty. Between delimiters that part equally often,
+    a comma may rather be part of a name.
     """
     for delimiter in "\t;|,":
+        below = 0  # how many fields a layout has to have: a single one may as well be a word of a row
         for number, line in enumerate(lines[:HEAD]):
-            cells = [cell for cell in _cells(line, delimiter) if cell] if len(line) < 100_000 else []
-            if any({cell.casefold() for cell in cells} >= set(fields) for fields in ALL_LAYOUTS.values()):
+            cells = _cells(line, delimiter) if len(line) < 100_000 else []
+            said = {cell.casefold() for cell in cells if cell}
+            if any(said >= set(fields) for fields in ALL_LAYOUTS.values() if len(fields) > below):
                 return number, delimiter, True
-            if len(cells) > 1:  # the names, if these are unknown, or values
-                break
+            if len(said) > 1:
+                if "" not in cells:  # the names, if these are unknown, or values
+                    break
+                below = 1
     if lines and (excel := re.match(r'"?sep=(.)"?\s*$', lines[0])):
         return 1, excel[1], False
     for number, line in enumerate(lines[:HEAD]):
@@ -200,10 +211,10 @@ def _table(path: Path, delimiter: str, notes: Counter) -> Records:
     """Read CSV or TSV whose first line names the columns. Cells in double quotes may hold anything, new lines too."""
     lines = (decoded(line, f"{path}, line {number}") for number, line in numbered_lines(path))
     head = list(islice(lines, HEAD))
-    skipped, found, _ = _header(head)
-    if any(line.strip() and not line.lower().startswith(("sep=", '"sep=')) for line in head[:skipped]):
+    skipped, found, known = _header(head)
+    if any(line.strip(" \t\r\n,;|") and not line.lower().startswith(("sep=", '"sep=')) for line in head[:skipped]):
         notes[f"the column names are read from line {skipped + 1}; what stands above is left out"] += 1
-    rows = csv.reader(chain(head[skipped:], lines), delimiter=delimiter or found, strict=True)
+    rows = csv.reader(chain(head[skipped:], lines), delimiter=found if known else delimiter or found, strict=True)
     names: list[str] = []
     while True:
         where = f"{path}, line {skipped + rows.line_num + 1}"
@@ -220,6 +231,9 @@ def _table(path: Path, delimiter: str, notes: Counter) -> Records:
             names = [name.strip() for name in cells]
             if (twice := repeated(filter(None, names))) is not None:
                 raise DataError(f"{where}: the column {twice!r} stands twice. Rename one.")
+            continue
+        if [cell.strip() for cell in cells] == names:
+            notes["lines that repeat the column names are left out"] += 1
             continue
         if len(cells) > len(names) and not any(cell.strip() for cell in cells[len(names) :]):
             cells = cells[: len(names)]
@@ -249,10 +263,10 @@ def _arrow(path: Path, container: str) -> Records:
         if start.startswith(b"FEA1"):
             yield from feather.read_table(path).to_batches(max_chunksize=1000)
         elif start == b"ARROW1":
-            with pyarrow.memory_map(str(path)) as mapped, ipc.open_file(mapped) as file:
+            with pyarrow.memory_map(os.fspath(path)) as mapped, ipc.open_file(mapped) as file:
                 yield from (file.get_batch(number) for number in range(file.num_record_batches))
         else:
-            with pyarrow.memory_map(str(path)) as mapped, ipc.open_stream(mapped) as file:
+            with pyarrow.memory_map(os.fspath(path)) as mapped, ipc.open_stream(mapped) as file:
                 yield from file
 
     numbers = count(1)
@@ -298,11 +312,11 @@ def record_stream(name: str, content: list[Path] | Iterable[dict], container: st
         yield from ((f"{name}, row {number}", record) for number, record in enumerate(content, 1))
         return
     for path in content:
-        kind = container or container_of(Path(path))
+        kind = container or container_of(path)
         if kind in ("csv", "tsv"):
-            yield from _table(Path(path), "\t" if kind == "tsv" else "", notes)
+            yield from _table(path, "\t" if kind == "tsv" else "", notes)
         elif kind in ("parquet", "arrow"):
-            yield from _arrow(Path(path), kind)
+            yield from _arrow(path, kind)
         else:
             readers = {"jsonl": json_lines, "json": _json, "markdown": _markdown, "text": _paragraphs}
-            yield from readers[kind](Path(path))
+            yield from readers[kind](path)

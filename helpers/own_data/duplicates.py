@@ -11,7 +11,7 @@ from datasketch import MinHash, MinHashLSH
 from helpers.data import Example
 from helpers.machine.progress import bar_if_long
 from helpers.text.messages import asked_keys
-from helpers.text.normalise import normalise
+from helpers.text.normalise import comparable
 
 SHINGLE, PERMUTATIONS, BANDS, BAND = 4, 128, 16, 8  # 16 bands of 8 numbers find pairs that are 80% alike, or more
 POLITE = re.compile(r"\b(?:(?:many )?thanks|thank you|cheers|please|kindly|hi(?: there)?|hello|hey|dear|sorry)\b")
@@ -19,7 +19,6 @@ LITTLE_WORDS = "a an the of to is are was were be do does did i you me my your i
 LITTLE = frozenset(LITTLE_WORDS.split())
 _ALONE = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 UNSPACED = regex.compile(rf"[{_ALONE}]|[^{_ALONE}]+")  # writing without spaces: each character says something
-EMOJI = regex.compile(r"\p{Emoji_Presentation}")
 READ = 20_000  # characters of a text that are compared
 
 
@@ -47,12 +46,6 @@ def likeness(one: str, other: str) -> float:
         return 0.0
     first, second = shingles(one), shingles(other)
     return len(first & second) / len(first | second)
-
-
-def comparable(text: str) -> str:
-    """Make a text what is compared: normalised, with the emoji that it holds, which may be all that differs."""
-    said = normalise(text)
-    return said if text.isascii() and said else " ".join([said, *EMOJI.findall(text)]).strip() or text
 
 
 def _typo(one: str, other: str, known: Counter) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date, time
 from decimal import Decimal
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -27,7 +28,7 @@ from helpers.own_data.names import (
 from helpers.own_data.places import Place, located
 from helpers.own_data.selection import Selection, selection_of
 from helpers.text.jsonl import OWN, no_object, parse_json, row_fields
-from helpers.text.messages import DataError, Message, is_text, listed, messages, text_field
+from helpers.text.messages import ROLES, SAID, SPEAKER, DataError, Message, is_text, listed, messages, text_field, text_parts
 
 SAMPLE = 100  # rows that are looked at to find one with a question and an answer
 RENDERED = re.compile(r"<\|im_start\|>|\[INST\]|### ?(?:Human|Instruction|Assistant|Response):|<start_of_turn>|<\|user\|>")
@@ -36,6 +37,23 @@ JOINED = "answers that follow one another are joined by a blank line"
 
 # A path, a name on the hub, a `datasets.Dataset`, a list of dicts, or what `recognise` has made of one of these.
 Readable: TypeAlias = "str | Path | DataSource | Iterable[dict]"
+
+
+def _blank(value: object) -> bool:
+    return isinstance(value, str) and not value.strip()
+
+
+def _is_parts(value: object) -> bool:
+    """Tell whether a value is one text in parts, as [{"type": "text", "text": ...}], which nobody speaks."""
+    parts = value if isinstance(value, list) else []
+    return bool(parts) and all(isinstance(p, dict) and "text" in p and p.keys().isdisjoint(SPEAKER) for p in parts)
+
+
+def _empty_system(turn: Mapping) -> bool:
+    """Tell whether a turn is a system's that says nothing."""
+    role = next((turn[name] for name in SPEAKER if name in turn), "")
+    said = next((turn[name] for name in SAID if name in turn), None)
+    return isinstance(role, str) and ROLES.get(role.strip().lower()) == "system" and _blank(said)
 
 
 def _joined(said: tuple[Message, ...], notes: Counter) -> tuple[Message, ...]:
@@ -56,13 +74,9 @@ def _conversation(said: tuple[Message, ...], where: str) -> tuple[Message, ...]:
     """Take a conversation up to its last answer that is to be learnt: what comes after it, nothing would be made of."""
     roles = [turn.role for turn in said]
     if "user" not in roles or roles[-1] != "assistant":
-        remedy = (
-            "Drop what follows the answer"
-            if "user" in roles
-            else "Add the question, or drop the row"
-            if roles
-            else "Drop the row"
-        )
+        remedy = "Drop what follows the answer" if roles else "Drop the row"
+        if roles and not {"user", "assistant"} <= set(roles):
+            remedy = f"Add the {'answer' if 'user' in roles else 'question'}, or drop the row"
         raise DataError(f"{where}: expected a question and at last an answer, found {roles}. {remedy}.")
     learnt = [number for number, turn in enumerate(said) if turn.role == "assistant" and turn.weight]
     if not learnt or "user" not in roles[: learnt[-1]]:
@@ -105,11 +119,26 @@ class DataSource:
             return f"{said}a row a section: its headings are the question, its text the answer."
         if self.layout == "text":
             teaches = "which teaches words and manner, and hardly to answer: for that, make questions from it"
-            return f"{said}plain text. Nothing is asked: each piece is learnt as the answer to its title, {teaches}."
+            unread = f" Not read: {listed(self.unread)}." if self.unread else ""
+            return f"{said}plain text. Nothing is asked: each piece is learnt as the answer to its title, {teaches}.{unread}"
         read = {part: name for part, name in self.columns.items() if part in ALL_LAYOUTS[self.layout]} | dict(self.columns)
         shown = ", ".join(name if part == name else f"{part} = {name!r}" for part, name in read.items())
         unread = f" Not read: {listed(self.unread)}." if self.unread else ""
         return f"{said}{self.layout} ({shown}).{unread}{self.selection}"
+
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        title = ("title",) if self.layout == "text" else ()
+        return frozenset((*self.columns.values(), *self.own, *self.unread, *title))
+
+    def _note_late(self, names: Iterable[str], where: str) -> None:
+        """Note columns that no row had from which the columns were found out. Raises DataError where one has a meaning."""
+        told = () if self.mapped or self.layout == "text" else {name for names in BESIDE.values() for name in names}
+        told = (*told, *(() if self.selection.settled or self.layout == "text" else (*LABELS, *SCORES)))
+        for name in names:
+            if str(name).strip().casefold() in told:
+                raise DataError(f"{where}: none of the first {SAMPLE} rows has the column {name!r}. Move a row that has it up.")
+        self.notes[f"rows have columns that none of the first {SAMPLE} has, and these are not read"] += 1
 
     def records(self) -> Iterator[tuple[str, object]]:
         """Yield where each record stands, and the record, or the DataError that says why there is none."""
@@ -122,12 +151,23 @@ class DataSource:
         if isinstance(value, (bool, int, float, Decimal, date, time)) and not (isinstance(value, float) and math.isnan(value)):
             self.notes["numbers, truth values and dates are read as text"] += 1
             return str(value).lower() if isinstance(value, bool) else str(value)
-        if name not in record and not self.mapped and len(record) > 1 and self.layout not in CHATS:
+        if _is_parts(value):
+            return text_field({name: text_parts(value, f"{where}, field {name!r}")}, name, where)
+        if name not in record and self.layout not in CHATS:
             raise DataError(f"{where}: the field {name!r} is missing (found: {listed(record)}). {self._remedy(record)}")
         return text_field(record, name, where)
 
     def _remedy(self, record: Mapping) -> str:
-        """Say what to do where a field is missing: name the columns, if they have names."""
+        """Say what to do where a field is missing: name the columns, where that helps."""
+        if self.mapped:
+            return f"Name columns that are there, for both: {MAP}"
+        for column, value in record.items():
+            if isinstance(value, list) and value and isinstance(value[0], dict) and not value[0].keys().isdisjoint(SPEAKER):
+                return f"If {column!r} holds the turns of a conversation, name it: --map messages={column}"
+            if isinstance(value, dict) and any(value.keys() >= set(fields) for fields in ALL_LAYOUTS.values()):
+                return f"What is said is inside {column!r}: write that object alone, one a line."
+        if sum(isinstance(value, (str, int, float)) for value in record.values()) < 2:
+            return "Add it."
         known = {name for fields in ALL_LAYOUTS.values() for name in fields}
         if self.place.container in ("csv", "tsv") and known.isdisjoint(_spelt(record)):
             return f"If the first line holds no names, put question,answer above it; or name the columns: {MAP}"
@@ -142,7 +182,7 @@ class DataSource:
             value = value["messages"]
         if isinstance(value, dict) and "role" in value:
             value = [value]
-        if isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value):
+        if isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value) and not _is_parts(value):
             return self._messages(value, place)
         return (Message(role, self._text(record, name, where)),)
 
@@ -151,7 +191,7 @@ class DataSource:
         if isinstance(value, str) and value.lstrip().startswith("["):
             value = parse_json(value, where)
         if isinstance(value, list) and all(isinstance(turn, dict) for turn in value):
-            value = [self._plain(turn, where) for turn in value]
+            value = [self._plain(turn, where) for turn in value if not _empty_system(turn)]
         return _joined(messages(value, where), self.notes)
 
     def _plain(self, turn: dict, where: str) -> dict:
@@ -165,7 +205,7 @@ class DataSource:
         name = self.columns.get("system", "")
         if isinstance(value := record.get(name), dict):  # Gemini's systemInstruction
             said = messages([value | {"role": "system"}], f"{where}, field {name!r}")
-        elif value is not None and value != "":
+        elif value is not None and not _blank(value):
             said = (Message("system", self._text(record, name, where)),)
         name = self.columns.get("history", "")
         if not (earlier := record.get(name)) or "history" in self.own:
@@ -184,6 +224,8 @@ class DataSource:
         """Take a conversation from a record: a question and its answer, or all that was said up to the last answer."""
         if not isinstance(record, dict):
             raise DataError(no_object(record, where))
+        if late := record.keys() - self._known:
+            self._note_late(late, where)
         names = [self.columns[part] for part in ALL_LAYOUTS[self.layout]]
         before = self._before(record, where)
         if self.layout in CHATS:
@@ -195,7 +237,7 @@ class DataSource:
         asked, told = self._said(record, names[0], "user", where), self._answer(record, names[1], where)
         for part in ("input", "context"):
             given = record.get(self.columns.get(part, "")) if part not in ALL_LAYOUTS[self.layout] else None
-            if given is not None and not (isinstance(given, str) and not given.strip()):
+            if given is not None and not _blank(given):
                 added = self._text(record, self.columns[part], where)
                 asked = (*asked[:-1], Message("user", f"{asked[-1].content}\n\n{added}"))
         return _conversation(_joined((*before, *asked, *told), self.notes), where)
@@ -239,7 +281,7 @@ def _layout(record: Mapping, where: str, format: str | None) -> str:
     if len(found) > 1:
         raise ChoiceError(f"{where}: could be {' or '.join(found)}. Name one: --format {found[0]}")
     for pair in PREFERENCES:
-        if not found and spelt.keys() >= set(pair):
+        if found in ([], ["sharegpt"]) and spelt.keys() >= set(pair):
             raise DataError(
                 f"{where}: these are preference pairs ({' and '.join(pair)}), which preference training learns from, not this: "
                 "see the lesson on preferences. To learn the better answers alone, write a file of question and answer."
@@ -295,14 +337,24 @@ def _source(place: Place, record: Mapping, where: str, format: str | None, mappe
     layout = ("messages" if "messages" in mapped else "question_answer") if mapped else _layout(record, where, format)
     columns = _columns(record, where, layout, mapped)
     own = OWN if layout == "question_answer" and not mapped else ()  # until a row shows that one of them is something else
-    unread = tuple(str(column) for column in record if column not in {*columns.values(), *own})
+    read = {*columns.values(), *own, *(("title",) if layout == "text" else ())}
+    unread = tuple(str(column) for column in record if column not in read)
     return DataSource(place, layout, columns, own, unread, bool(mapped))
 
 
 def _narrowed(source: DataSource, record: Mapping, where: str) -> DataSource:
     """Leave out those of the course's own columns that hold something else in this row: they are a learner's own."""
     lost = tuple(name for name in source.own if name in record and name not in _own(record, where))
-    return replace(source, own=tuple(name for name in source.own if name not in lost), unread=source.unread + lost)
+    unread = tuple(name for name in lost if name not in source.columns.values())
+    return replace(source, own=tuple(name for name in source.own if name not in lost), unread=source.unread + unread)
+
+
+def _widened(source: DataSource, names: Mapping[str, object], where: str) -> DataSource:
+    """Add the columns that only other rows have: what stands beside question and answer, and what is not read."""
+    columns = source.columns if source.mapped else _columns(names, where, source.layout, {})
+    known = {*columns.values(), *source.own, *source.unread, *(("title",) if source.layout == "text" else ())}
+    unread = (*source.unread, *(str(name) for name in names if name not in known))
+    return replace(source, columns=columns, unread=unread)
 
 
 def recognise(
@@ -324,6 +376,7 @@ def recognise(
     place = located(source, format)
     first: tuple[DataSource, Any, str] | None = None
     complete: DataSource | None = None
+    at = ""
     refused: DataError | None = None
     seen: dict[str, list] = {}
     for where, record in islice(DataSource(place).records(), SAMPLE):
@@ -338,9 +391,10 @@ def recognise(
             found = _source(place, record, where, format, mapped)
             first = first or (found, record, where)
             if all(found.columns[part] in record for part in ALL_LAYOUTS[found.layout]):
-                complete = found
+                complete, at = found, where
         complete = complete and _narrowed(complete, record, where)
     if complete is not None:
+        complete = _widened(complete, seen, at)
         rated = {} if complete.layout == "text" and take is None else seen  # a label beside plain text is its class
         return replace(complete, selection=selection_of(place.name, rated, take), notes=Counter())
     if first:

@@ -21,6 +21,10 @@ from helpers.text.messages import DataError, listed
 
 DATA_ENDINGS = tuple(e for name in ("jsonl", "csv", "tsv", "parquet", "arrow") for e in CONTAINERS[name])
 PACKED_ENDINGS = tuple(ending + packed for ending in (*DATA_ENDINGS, ".json") for packed in (".gz", ".bz2", ".xz", ".zst"))
+CARDS = ("readme", "license", "changelog", "contributing")  # pages about the data
+# JSON that programs keep beside data, models and code.
+KEPT = {"state.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "package.json", "package-lock.json"}
+KEPT |= {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
 PART = re.compile(r"(?P<name>.*?)(?::(?P<config>[\w.-]+))?(?:\[(?P<split>[\w.-]+)\])?", re.DOTALL)
 
 
@@ -79,10 +83,15 @@ def _saved(folder: Path) -> list[Path]:
 def _data_files(folder: Path) -> list[Path]:
     """List the files of a folder that hold rows; its pages where there are none; its plain texts where there is neither."""
     pages = files_below(folder, CONTAINERS["markdown"])
-    notes = [page for page in pages if page.stem.lower() not in ("readme", "license", "changelog", "contributing")]
-    own = [path for path in files_below(folder, CONTAINERS["json"]) if path.name not in ("state.json", "dataset_info.json")]
+    notes = [page for page in pages if page.stem.lower() not in CARDS]
+    own = [path for path in files_below(folder, CONTAINERS["json"]) if path.name not in KEPT]
     data = files_below(folder, (*DATA_ENDINGS, *PACKED_ENDINGS)) + ([] if notes else own)
     return sorted(data) or pages or files_below(folder, CONTAINERS["text"])
+
+
+def _beside(path: Path) -> bool:
+    """Tell whether a file is about the data beside it, or a program's, so that nobody misses it."""
+    return path.name in KEPT or path.stem.lower() in CARDS or path.name in ("Thumbs.db", "desktop.ini")
 
 
 def _folder(name: str, folder: Path, part: str) -> Place:
@@ -97,14 +106,18 @@ def _folder(name: str, folder: Path, part: str) -> Place:
     if part and part not in parts:
         raise DataError(f"{name}{part}: there is no such part. There are: {listed(f'{name}{other}' for other in parts)}.")
     if not part and len(parts) > 1:
-        named = " or ".join(f"{name}{other}" for other in sorted(parts) if other)
+        named = " or ".join(
+            [f"{name}{other}" for other in sorted(parts) if other] + [str(path) for path in parts.get("", [])[:3]]
+        )
         raise ChoiceError(f"{name}: has several parts. Name the one that is meant: {named}")
     paths = parts[part or next(iter(parts))]
     kinds = sorted({container_of(path) for path in paths})
     shown = f"{len(paths)} files ({listed(path.name for path in paths[:3])}{', ...' if paths[3:] else ''})"
-    return Place(
-        name + part, paths, kinds[0] if len(kinds) == 1 else "", shown if len(paths) > 1 else f"the file {paths[0].name}"
-    )
+    shown = shown if len(paths) > 1 else f"the file {paths[0].name}"
+    read = {path for paths in parts.values() for path in paths}
+    rest = [path for path in files_below(folder, [""]) if path not in read and not _beside(path)]
+    shown += f" (not read: {listed(path.name for path in rest[:3])}{', ...' if rest[3:] else ''})" if rest else ""
+    return Place(name + part, paths, kinds[0] if len(kinds) == 1 else "", shown)
 
 
 def _hub(name: str, config: str | None, split: str | None) -> Place:
@@ -147,13 +160,23 @@ def _hub(name: str, config: str | None, split: str | None) -> Place:
     return Place(f"{label}[{chosen}]", parts[chosen], "hub")
 
 
+class _StandardInput(type(Path())):  # type: ignore[misc]
+    """The file that standard input was put into, with a name that says so."""
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __fspath__(self) -> str:
+        return super().__str__()
+
+
 def _standard_input() -> Path:
     """Put what comes through standard input into a file, which can be read twice; it is deleted at the end."""
     if sys.stdin is None or sys.stdin.isatty():
         raise DataError("-: nothing is piped in. Write it as: python -m helpers check --data - < FILE")
     folder = tempfile.mkdtemp(prefix="standard-input-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    path = Path(folder, "standard input")
+    path = _StandardInput(folder, "standard input")
     with path.open("wb") as file:
         shutil.copyfileobj(sys.stdin.buffer, file)
     return path
@@ -172,6 +195,8 @@ def located(source: str | Path | Iterable[dict], format: str | None) -> Place:
     name, container = str(source), format if format in CONTAINERS else ""
     if not name.strip() or (isinstance(source, Path) and not source.parts):
         raise DataError("The name of the file is empty. Name a file, a folder, or a data set on the hub.")
+    if hub := re.match(r"(?:hf://|https?://huggingface\.co/)datasets/([\w.-]+/[\w.-]+)", name):
+        raise DataError(f"{name}: is an address. Give the name of the data set: {hub[1]}")
     if re.match(r"\w+://", name):
         raise DataError(f"{name}: is an address. Download it, and give the file.")
     if name == "-":

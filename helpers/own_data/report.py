@@ -122,8 +122,9 @@ def inspect_data(
                 found.add(name, place, row)
             if held_back and not held_back.isdisjoint(asked_keys(row.turns)):
                 found.add("test question", place, row)
-            if asked.seen(row.key):
-                found.add("question asked before", place, row)
+            said_before = "text seen before" if source.layout == "text" else "question asked before"
+            if asked.seen(normalise(row.answer) if source.layout == "text" else row.key):
+                found.add(said_before, place, row)
     except ChoiceError:
         raise
     except DataError as error:

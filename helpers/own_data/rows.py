@@ -17,6 +17,8 @@ from helpers.text.messages import DataError, Message, is_text
 if TYPE_CHECKING:
     from datasets import Dataset
 
+LEFT_OUT = "rows are left out, as --take says"
+
 
 def _example(record: object, where: str, source: DataSource) -> Example:
     """Make one record an Example, or say in one sentence what is wrong with it."""
@@ -63,7 +65,7 @@ def rows(
             elif source.selection.takes(record, where):
                 yield where, _example(record, where, source)
             else:
-                source.notes["rows are left out, as --take says"] += 1
+                source.notes[LEFT_OUT] += 1
         except ChoiceError:
             raise
         except DataError as error:
@@ -121,6 +123,8 @@ def sift(
             break
     for note, number in source.notes.items():
         print(f"{source.name}: {note}: {number}", file=sys.stderr)
+    if not examples and not refused and source.notes[LEFT_OUT]:
+        raise DataError(f"{source.name}: no row is left, as --take leaves out all of them. Take more.")
     if not examples and not refused:
         raise DataError(f"{source.name}: the file holds no rows. Each line needs a question and an answer.")
     return examples, refused

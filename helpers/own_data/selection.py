@@ -10,7 +10,8 @@ from helpers.own_data.names import LABELS, SCORES, ChoiceError
 from helpers.text.messages import DataError, listed
 
 SIGNS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt, "=": operator.eq}
-TRUTH = {True: True, False: False, "true": True, "false": False, "1": True, "0": False}
+TRUTH = {True: True, False: False} | dict.fromkeys(("true", "yes", "good", "1"), True)
+TRUTH |= dict.fromkeys(("false", "no", "bad", "0"), False)
 
 
 def _truth(value: Any) -> bool | None:
@@ -35,6 +36,7 @@ class Selection:
     sign: str = ""
     bound: float = 0.0
     undecided: bool = False  # nothing was said, and so far every label is true
+    settled: bool = False  # its owner said that every row is learnt
 
     def __str__(self) -> str:
         """Say it after what was recognised."""
@@ -66,7 +68,7 @@ def selection_of(name: str, seen: Mapping[str, Sequence[tuple[str, Any]]], take:
     """Find out which rows are learnt. seen: where and what, of each column's first rows. take: as in `recognise`."""
     spelt = {str(column).strip().casefold(): column for column in seen}
     if take == "all":
-        return Selection()
+        return Selection(settled=True)
     if take not in (None, "good"):
         match = re.fullmatch(r"\s*(.+?)\s*(>=|<=|>|<|=)\s*(-?\d+(?:\.\d+)?)\s*", take or "")
         if not match:

@@ -117,20 +117,33 @@ def _object(pairs: list[tuple[str, object]]) -> dict:
 def _remedy(text: str, error: Exception) -> str:
     """Say what to do about a text that is no JSON, by what it looks like."""
     place = error.pos if isinstance(error, json.JSONDecodeError) else 0
-    if re.match(r"[\[\s]{0,80}\{\s{0,80}'", text):
+    if re.match(r"[\[\s]{0,80}(?:\{\s{0,80}|\[)'", text):
         return "It is Python's way of writing, with single quotes: write it with json.dumps."
-    if (
-        re.match(r"[\[\s]{0,80}\{\s{0,80}[\u201c\u201d\u201e\u2018\u2019\u00ab]", text)
-        or text[place : place + 1] in "\u201c\u201d"
+    if re.compile("None|True|False").match(text, place):
+        return "It is Python's way of writing None, True and False: write it with json.dumps."
+    if re.match(r"[\[\s]{0,80}\{\s{0,80}[\u201c\u201d\u201e\u2018\u2019\u00ab]", text) or text[place : place + 1] in (
+        "\u201c",
+        "\u201d",
     ):
         return 'It has typographic quotes: put straight ones (") in their place.'
+    reason = error.msg if isinstance(error, json.JSONDecodeError) else ""
+    if reason.startswith("Invalid control"):
+        return "A text holds a line break or another control character: write \\n for it."
+    if reason.startswith("Invalid \\"):
+        return "A backslash in a text is written twice: \\\\."
+    if reason.startswith("Extra data") and text[place] == ",":
+        return "A comma stands behind the object: take it out, or put all of them into one list, in [ and ]."
+    if reason.startswith("Expecting ','"):
+        return 'A comma is missing here, or a " within a text is not written as \\".'
+    if reason.startswith("Unterminated"):
+        return "It is not closed: write each object in one line; if the file was cut short, fetch it again."
     if re.match(r",\s{0,80}[}\]]", text[max(0, place - 80) : place + 80][-160:]) or re.search(
         r",\s{0,40}$", text[max(0, place - 40) : place]
     ):
         return "There is a comma too many before } or ]: take it out."
-    if text[place : place + 1] in ("{", "[") and "Extra data" in str(error):
+    if text[place : place + 1] in ("{", "[") and reason.startswith("Extra data"):
         return "Several objects follow one another: write one a line (.jsonl), or a list of them."
-    if text.startswith(("{", "[")) and (place >= len(text.rstrip()) - 1 or "Unterminated" in str(error)):
+    if text.startswith(("{", "[")) and place >= len(text.rstrip()) - 1:
         return "It is not closed: write each object in one line; if the file was cut short, fetch it again."
     return "Write one object a line, in double quotes; if it is another format, name it: --format csv"
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from helpers.text.normalise import normalise
+from helpers.text.normalise import comparable
 
 ROLES = {"human": "user", "prompter": "user", "function": "tool", "observation": "tool", "developer": "system"}
 ROLES |= dict.fromkeys(("gpt", "bot", "chatbot", "model", "ai"), "assistant")
@@ -107,7 +107,7 @@ def tool_calls(given: object, where: str) -> str:
     return text
 
 
-def _parts(given: object, where: str) -> object:
+def text_parts(given: object, where: str) -> object:
     """Join content that comes in parts, as OpenAI and Gemini write it, where all of them are text."""
     if not isinstance(given, list) or not given:
         return given
@@ -134,7 +134,7 @@ def message(turn: Mapping, where: str) -> Message:
         raise DataError(
             f"{where}, field 'weight': expected 0 or 1, found {reprlib.repr(weight)}. Write 0 for what is not learnt."
         )
-    content = _parts(turn.get(said), f"{where}, field {said!r}")
+    content = text_parts(turn.get(said), f"{where}, field {said!r}")
     text = "" if calls and not content else text_field({**turn, said: content} if said in turn else turn, said, where)
     result = {key: turn[key] if is_text(turn.get(key)) and role == "tool" else "" for key in ("tool_call_id", "name")}
     weight = int(weight) if role == "assistant" else 1
@@ -149,9 +149,9 @@ def messages(turns: object, where: str) -> tuple[Message, ...]:
 
 
 def asked_text(turns: Iterable[Message]) -> str:
-    """Make turns, but for the system's, one normalised text; of signs alone, such as emojis, it stays as it is."""
+    """Make turns, but for the system's, one text that is `comparable`."""
     text = "\n".join(turn.content + turn.tool_calls for turn in turns if turn.role != "system")
-    return normalise(text) or text
+    return comparable(text)
 
 
 def asked_keys(turns: Sequence[Message]) -> set[str]:

@@ -20,6 +20,7 @@ from pyarrow import feather
 
 from helpers.own_data.layouts import recognise
 from helpers.own_data.names import ChoiceError
+from helpers.own_data.report import inspect_data
 from helpers.own_data.rows import read_any, read_tests, rows, sift
 from helpers.text.messages import DataError
 
@@ -96,6 +97,16 @@ SAME = {
     "ids.jsonl": line(question=Q, answer=A, id=7),
     "own kind.jsonl": line(question=Q, answer=A, kind="riddle", facts="none", values=3),
     "text beside.jsonl": line(instruction=Q, output=A, text=f"### Instruction: {Q} ### Response: {A}"),
+    "prompt in parts.jsonl": line(prompt=[{"type": "text", "text": Q}], completion=[{"type": "text", "text": A}]),
+    "blank system.jsonl": line(system=" ", messages=[{"role": "system", "content": ""}, ASK, TELL]),
+    "pandas by rows.json": json.dumps({"0": {"question": Q, "answer": A}}),
+    "titles.csv": csv('"Ours, draft",,', "Exported,2024-01-01,", "question,answer,date", f"{Q},{A},x"),
+    "header again.csv": "\ufeff" + csv("question,answer", f"{Q},{A}") + "\ufeff" + csv("Question ,answer".lower()),
+    "lines.csv": LINE,
+    "list.csv": json.dumps([{"question": Q, "answer": A}]),
+    "table.jsonl": csv("question,answer", f"{Q},{A}"),
+    "table.txt": csv("question;answer", f"{Q};{A}"),
+    "commas.tsv": csv("question,answer", f"{Q},{A}"),
     "scores of one kind.jsonl": line(question=Q, answer=A, label="positive", score="high"),
 }
 
@@ -140,6 +151,24 @@ def test_what_stands_beside_joins_the_conversation(tmp_path):
     assert "Not read: log" in str(recognise([{"question": Q, "answer": A, "log": "x"}]))
 
 
+def test_columns_that_only_later_rows_have_are_read_or_said(tmp_path, capsys):
+    plain = {"question": Q, "answer": A}
+    rows_ = [plain, plain | {"context": "The kettle."}, plain | {"system": "Be kind.", "log": "x"}]
+    assert pairs(rows_) == [(Q, A), (f"{Q}\n\nThe kettle.", A), (Q, A)] and told(read_any(rows_)[2])[0] == (
+        "system",
+        "Be kind.",
+    )
+    assert "Not read: log" in str(recognise(rows_))
+    assert len(read_any([plain] * 100 + [plain | {"log": "x"}])) == 101 and "these are not read: 1" in capsys.readouterr().err
+    for late in ({"context": "x"}, {"label": False}, {"reward": 1}):
+        with pytest.raises(DataError, match=r"row 101: none of the first 100 rows has the column .* Move a row that has it up"):
+            read_any([plain] * 100 + [plain | late])
+        assert len(read_any([plain | late] + [plain] * 100, take="all")) == 101  # as the remedy says
+    assert len(read_any([plain] * 100 + [plain | {"label": False}], take="all")) == 101
+    (tmp_path / "a.csv").write_text(csv("question,answer,history", f'{Q},{A},"[[""Hi?"", ""Hello.""]]"'))
+    assert "Not read" not in str(recognise(tmp_path / "a.csv")) and len(read_any(tmp_path / "a.csv")[0].turns) == 4
+
+
 def test_numbers_truth_values_and_dates_are_text_and_that_is_said_once(tmp_path, capsys):
     made = [{"question": 7, "answer": 0.5}, {"question": True, "answer": date(2024, 5, 17)}]
     assert pairs(made) == [("7", "0.5"), ("true", "2024-05-17")]
@@ -178,6 +207,7 @@ def test_two_answers_in_a_row_are_joined_and_that_is_said_once(capsys):
     [
         {"prompt": Q, "chosen": A, "rejected": "No."},
         {"chosen": [ASK, TELL], "rejected": [ASK, TELL | {"content": "No."}]},
+        {"conversations": [{"from": "human", "value": Q}], "chosen": {"from": "gpt", "value": A}, "rejected": {}},
         {"input": {"messages": [ASK]}, "preferred_output": [TELL], "non_preferred_output": [TELL]},
     ],
 )
@@ -202,6 +232,10 @@ def test_bad_answers_are_learnt_only_on_request(tmp_path):
     assert pairs(tmp_path / "a.csv", take="score<3") == [("Else?", "Bad.")]
     assert len(pairs(tmp_path / "a.csv", take="all")) == 3
     assert pairs([{"text": A, "label": 0}, {"text": A, "label": 1}]) == [("Text", A)] * 2  # classes, and no bad answers
+    with pytest.raises(ChoiceError, match="row 1: the column 'label' says"):
+        read_any([{"question": Q, "answer": A, "label": "No"}])
+    with pytest.raises(DataError, match="no row is left, as --take leaves out all of them"):
+        read_any(tmp_path / "a.csv", take="score>9")
     for take, said in (
         ("some", "write all, good, or a bound"),
         ("points>=3", "no column 'points'"),
@@ -218,6 +252,9 @@ def test_plain_text_is_learnt_as_the_answer_to_its_title(tmp_path):
     assert "Nothing is asked" in str(recognise(tmp_path / "Our shop.txt")) and "hardly to answer" in str(
         recognise([{"text": A}])
     )
+    assert "Not read: prompt" in str(recognise([{"text": A, "prompt": Q, "title": "Price"}]))
+    found = inspect_data([{"text": A}, {"text": "Eleven."}, {"text": A}])
+    assert dict(found.counts) == {"text seen before": 1} and not found.notes
     assert pairs([{"text": A}, {"text": A, "title": "Price"}]) == [("Text", A), ("Price", A)]
     with pytest.raises(DataError, match="is a conversation, written with marks such as '### Human:'"):
         read_any([{"text": "### Human: Hi? ### Assistant: Hello."}])
@@ -266,6 +303,20 @@ OTHERS = {
     "joined.jsonl": ((LINE + LINE).encode(), "Several objects follow one another"),
     "pretty.jsonl": ((json.dumps(json.loads(LINE), indent=1) + "\n").encode() * 2, "Several objects follow one another"),
     "cut.jsonl": (LINE[:-4].encode(), "It is not closed"),
+    "cut at a text.jsonl": (b'{"question": "q", "answer": "a', "It is not closed"),
+    "cut at a colon.jsonl": (b'{"question":', "It is not closed"),
+    "None.jsonl": (b'{"question": "q", "answer": None}', r"Python's way of writing None.*json\.dumps"),
+    "python history.csv": (csv("question,answer,history", f"{Q},{A},\"[['Hi?', 'Hello.']]\"").encode(), "Python's way"),
+    "commas behind.jsonl": ((LINE + ",\n").encode() * 2, "line 1: .*A comma stands behind the object: take it out"),
+    "no comma.json": (f"[{LINE}\n{LINE}]".encode(), "A comma is missing here"),
+    "quote.jsonl": (b'{"question": "a "b" c", "answer": "a"}', r'a " within a text is not written as \\"'),
+    "control.jsonl": (b'{"question": "a\tb", "answer": "a"}', r"control character: write \\n"),
+    "backslash.jsonl": (b'{"question": "C:\\Users", "answer": "a"}', "A backslash in a text is written twice"),
+    "a.parquet.gz": (gzip.compress(b"PAR1" + b"\0" * 99), "a packed Parquet file. Unpack it"),
+    "empty.zip": (b"PK\x05\x06" + b"\0" * 18, r"a zip file \(empty\)"),
+    "no answer.jsonl": (line(messages=[ASK]).encode(), r"found \['user'\]. Add the answer, or drop the row"),
+    "inside.jsonl": (line(id="1", body={"messages": [ASK, TELL]}).encode(), "inside 'body': write that object alone"),
+    "squad file.jsonl": (line(title="T", paragraphs=[]).encode(), "is missing .* Add it"),
     "emoji.jsonl": (b'{"question": "q\\ud83d", "answer": "a"}', "half of a character"),
     "null.jsonl": (b'{"question": "q\\u0000", "answer": "a"}', "a null character"),
     "list.jsonl": (b'{"question": ["q", "r"], "answer": "a"}', r"expected text, found a list.*Write it as one text"),
@@ -304,6 +355,13 @@ def test_map_is_offered_only_where_it_helps(tmp_path):
         read_any(tmp_path / "a.csv")
     with pytest.raises(DataError, match=r"'answer' is missing .*--map question=COLUMN,answer=COLUMN"):
         read_any([{"question": Q, "reply": A}])
+    with pytest.raises(DataError, match="--map messages=talk"):
+        read_any([{"talk": [ASK, TELL]}])
+    assert pairs([{"talk": [ASK, TELL]}], columns={"messages": "talk"}) == [(Q, A)]
+    with pytest.raises(
+        DataError, match=r"'q' is missing .* Name columns that are there, for both: --map question=COLUMN,answer"
+    ):
+        read_any([{"Q": Q, "A": A}], columns={"question": "q", "answer": "A"})
     for row in ({"messages": [{"role": "user"}]}, {"question": Q}):
         with pytest.raises(DataError, match="is missing") as error:
             read_any([row])
@@ -341,6 +399,7 @@ def test_the_data_of_a_folder_and_not_its_readme(tmp_path):
     made = folder(tmp_path / "a", **rest, **{"one.jsonl": LINE, "more/two.csv": f"question,answer\nElse?,{A}\n"})
     assert pairs(made) == [("Else?", A), (Q, A)]
     assert "2 files (more/two.csv" in str(recognise(made)) or "2 files (two.csv, one.jsonl)" in str(recognise(made))
+    assert "(not read: x.txt)" in str(recognise(made))
     pages = folder(tmp_path / "b", **{"README.md": "# Mine\nRead me.", "page.md": "# Price\nTen.", "package.json": "{}"})
     assert pairs(pages) == [("Mine", "Read me."), ("Price", "Ten.")]
     assert pairs(folder(tmp_path / "c", **{"a.json": f"[{LINE}]", "README.md": "# x\ny"})) == [(Q, A)]
@@ -355,6 +414,10 @@ def test_a_folder_with_parts_asks_which_one(tmp_path):
     )
     with pytest.raises(ChoiceError, match=r"has several parts\. Name the one that is meant: .*a\[test\] or .*a\[train\]"):
         read_any(made)
+    some = folder(tmp_path / "c", **{"train.jsonl": LINE, "faq.jsonl": LINE})
+    with pytest.raises(ChoiceError, match=r"c\[train\] or .*faq\.jsonl$"):
+        read_any(some)
+    assert pairs(folder(tmp_path / "d", **{"train.jsonl": LINE, "dataset_infos.json": "{}"})) == [(Q, A)]
     assert pairs(f"{made}[train]") == [(Q, A)] and pairs(f"{made}[test]") == [("Test?", A)]
     with pytest.raises(DataError, match=r"there is no such part\. There are: .*a\[t"):
         read_any(f"{made}[dev]")
@@ -388,6 +451,8 @@ def test_what_save_to_disk_wrote_is_read(tmp_path):
 
 
 def test_an_address_is_no_file():
+    with pytest.raises(DataError, match=r"Give the name of the data set: owner/rows$"):
+        read_any("https://huggingface.co/datasets/owner/rows/tree/main")
     with pytest.raises(DataError, match=r"is an address\. Download it, and give the file"):
         read_any("https://example.org/rows.jsonl")
 
@@ -410,6 +475,9 @@ def test_standard_input_and_pipes(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdin", Stream(io.BytesIO(LINE.encode())))
     source = recognise("-")
     assert pairs(source) == [(Q, A)] == pairs(source) and "standard input: read as jsonl" in str(source)
+    monkeypatch.setattr(sys, "stdin", Stream(io.BytesIO(LINE[:-4].encode())))
+    with pytest.raises(DataError, match=r"^standard input: this is not JSON"):
+        read_any("-")
     monkeypatch.setattr(sys, "stdin", Stream(io.BytesIO(b"")))
     with pytest.raises(DataError, match="nothing is piped in"):
         read_any("-")
@@ -472,3 +540,24 @@ def test_the_test_is_read_by_the_named_columns_where_it_has_them(tmp_path):
     assert [row.question for row in read_tests([tmp_path / "a.csv", tmp_path / "b.jsonl"], columns)] == [Q, Q]
     with pytest.raises(DataError, match="'question' is missing"):
         read_tests([tmp_path / "a.csv"])
+
+
+def test_signs_that_are_all_that_differs_make_other_questions():
+    asked = [
+        "What is \U0001f44d?",
+        "What is \U0001f44e?",
+        "What is \u2660?",
+        "What is \u2665?",
+        'Is it 5"?',
+        "Is it 5'?",
+        "Is it 5?",
+    ]
+    found = inspect_data([{"question": question, "answer": A} for question in asked])
+    assert not found.counts
+
+
+def test_a_name_of_two_lines_is_told_in_one(tmp_path, monkeypatch, capsys):
+    from helpers.__main__ import main
+
+    monkeypatch.setattr(sys, "argv", ["helpers", "check", "--data", str(tmp_path / "a\nb.csv")])
+    assert main() == 1 and capsys.readouterr().err.count("\n") == 1
