@@ -67,8 +67,8 @@ def add(
     if layers(model):
         raise ValueError("This model has adapters already. Call merge or remove first.")
     chosen = choose_layers(model, targets)
-    for name, layer in chosen.items():
-        check_rank(rank, name, min(linear_sizes(layer)))
+    name, size = max(((name, min(linear_sizes(layer))) for name, layer in chosen.items()), key=lambda of: of[1])
+    check_rank(rank, name, size)  # smaller layers, such as a gate of one number, take a part of it
     torch.manual_seed(seed)
     model.requires_grad_(False)
     for name, layer in chosen.items():

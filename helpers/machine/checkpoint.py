@@ -109,6 +109,8 @@ def save_checkpoint(folder: str | Path, model, optimizer, run: dict[str, str], p
         return
     folder = Path(folder)
     path = folder / f"step-{progress['step']:07d}.pt"
+    for leftover in folder.glob(".step-*.partial"):  # of a process that was killed
+        leftover.unlink()
     try:
         with written_aside(path) as partial, partial.open("wb") as file:
             torch.save(state, file)

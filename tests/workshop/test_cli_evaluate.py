@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from helpers.data import read
 from helpers.evaluation import consistent, judge, summary
 from helpers.machine.paths import DATA, ROOT
 from helpers.measures.comparison import compare
+from helpers.own_data.rows import read_any
 
 
 def evaluate(*arguments):
@@ -87,7 +87,7 @@ def test_rows_without_facts_are_groups_of_their_own(name, tmp_path):
     """11 right against 10 of 20 tell nothing, and no interval is without width."""
     path = tmp_path / name
     path.write_text(LAYOUTS[name], encoding="utf-8")
-    rows = read(path)
+    rows = read_any(path)
     wrong = ["It is 7777."] * 20
     mine, other = ([*(row.answer for row in rows[:n]), *wrong[n:]] for n in (11, 10))
     mine, other = judge(rows, mine), judge(rows, other)
