@@ -10,7 +10,7 @@ from helpers.own_data.names import LABELS, SCORES, ChoiceError
 from helpers.text.messages import DataError, listed
 
 SIGNS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt, "=": operator.eq}
-TRUTH = {True: True, False: False} | dict.fromkeys(("true", "yes", "good", "1"), True)
+TRUTH: dict[object, bool] = {True: True, False: False} | dict.fromkeys(("true", "yes", "good", "1"), True)
 TRUTH |= dict.fromkeys(("false", "no", "bad", "0"), False)
 
 
