@@ -49,8 +49,8 @@ class Config:
     def __post_init__(self):
         """Refuse values that cannot train."""
         for name in ("epochs", "learning_rate", "batch_size", "max_grad_norm", "micro_batch_tokens", "checkpoint_every"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it has to be above 0.")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; it has to be a number above 0.")
         for name in ("max_steps", "upper_layers", "patience"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it has to be at least 1, or None.")

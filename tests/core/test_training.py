@@ -221,6 +221,7 @@ def test_the_rate_climbs_and_falls():
         ("learning_rate", 0),
         ("learning_rate", -1.0),
         ("learning_rate", math.nan),
+        ("learning_rate", math.inf),
         ("batch_size", 0),
         ("max_steps", 0),
         ("upper_layers", 0),
