@@ -70,17 +70,24 @@ def logits_alone(model, rows: Sequence[list[int]]) -> list[torch.Tensor]:
 
 
 def once(model, question: str, find: Callable[[], Found]) -> Found:
-    """Answer a question about a model once; asked again only when its configuration has changed."""
+    """Answer a question about a model once; asked again only when its configuration has changed.
+
+    What accelerate has wrapped around it, as in the Trainer, is off meanwhile: it computes in 16 bits and says float32.
+    """
     key = (question, model.config._attn_implementation, model.config.to_json_string(use_diff=False))
     known = model.__dict__.setdefault("_known", {})
     if key not in known:
-        was_training = model.training
+        was_training, wrapped = model.training, model.__dict__.get("forward") if hasattr(model, "_original_forward") else None
         model.eval()
         try:
+            if wrapped:
+                del model.forward
             with torch.no_grad():
                 known[key] = find()
         finally:
             model.train(was_training)
+            if wrapped:
+                model.forward = wrapped
     return known[key]
 
 

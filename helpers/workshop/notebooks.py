@@ -42,6 +42,9 @@ BAR = re.compile(r"\d%\|.*\|.*\[|\d+\w+ \[\d\d:\d\d")  # as tqdm writes it, with
 OPEN = (("check", False, "broken"), ("claim", False, "does not hold in this run"), ("claim", None, "cannot tell"))
 
 SOCKET_BYTES = 103  # the longest name of a Unix socket that every system takes
+# Where a cell shows widgets, kernel or client may sleep over a message, as both send past their own event loop:
+# https://github.com/ipython/ipykernel/issues/1554, https://github.com/jupyter/nbclient/issues/312. Another message wakes them.
+SECONDS_TO_NUDGE = 5.0
 SECONDS_TO_STOP = 5.0  # that a cell has to clean up when the run is stopped
 STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
@@ -157,8 +160,12 @@ async def _perform(client: NotebookClient, manager: AnyManager, env: dict[str, s
     """Execute a notebook until it is done, and leave no process of its kernel behind. False when it was stopped before."""
     work = asyncio.ensure_future(client.async_execute(env=env))
     try:
+        nudged = time.monotonic()
         while not work.done() and not stopped():
             await asyncio.wait([work], timeout=0.2)
+            if client.kc is not None and time.monotonic() > nudged + SECONDS_TO_NUDGE:
+                nudged = time.monotonic()
+                client.kc.kernel_info()  # wakes whoever has missed a message; its answer is nobody's
         if work.done():
             await work
             return True

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerate import Accelerator
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Phi3Config
 
 from helpers.attention import attention_per_row, flat_attention, reads_flat
@@ -146,3 +147,10 @@ def test_rows_longer_than_the_window_are_refused():
     long = small(Phi3Config, rope_parameters=rope, original_max_position_embeddings=10, pad_token_id=0)
     with pytest.raises(ValueError, match="Row 3 has 12 tokens; this model reads at most 10"):
         check_rows(long, ROWS)
+
+
+def test_a_model_as_the_trainer_leaves_it_is_tried_without_its_wrapper(tiny, capsys):
+    """Wrapped by accelerate it computes in 16 bits, and what it hands out says float32."""
+    model = Accelerator(mixed_precision="bf16", cpu=True).prepare_model(load_model(tiny, "cpu")[0])
+    wrapped = vars(model)["forward"]
+    assert reads_flat(model) and capsys.readouterr().err == "" and vars(model)["forward"] is wrapped
