@@ -281,7 +281,7 @@ def _layout(record: Mapping, where: str, format: str | None) -> str:
     if len(found) > 1:
         raise ChoiceError(f"{where}: could be {' or '.join(found)}. Name one: --format {found[0]}")
     for pair in PREFERENCES:
-        if found in ([], ["sharegpt"]) and spelt.keys() >= set(pair):
+        if set(found) <= set(CHATS) and spelt.keys() >= set(pair):  # a chat beside them may be the prompt, or the better one
             raise DataError(
                 f"{where}: these are preference pairs ({' and '.join(pair)}), which preference training learns from, not this: "
                 "see the lesson on preferences. To learn the better answers alone, write a file of question and answer."

@@ -208,6 +208,7 @@ def test_two_answers_in_a_row_are_joined_and_that_is_said_once(capsys):
         {"prompt": Q, "chosen": A, "rejected": "No."},
         {"chosen": [ASK, TELL], "rejected": [ASK, TELL | {"content": "No."}]},
         {"conversations": [{"from": "human", "value": Q}], "chosen": {"from": "gpt", "value": A}, "rejected": {}},
+        {"messages": [ASK, TELL], "chosen": [ASK, TELL], "rejected": [ASK, TELL | {"content": "No."}]},
         {"input": {"messages": [ASK]}, "preferred_output": [TELL], "non_preferred_output": [TELL]},
     ],
 )
