@@ -66,6 +66,9 @@ class KernelManager(AsyncKernelManager):
     def _choose_address(self) -> str:
         return "127.0.0.1" if self.transport == "tcp" else str(Path(self.folder.name) / "socket")
 
+    async def _async_interrupt_kernel(self) -> None:
+        """Interrupt nobody while a kernel is shut down: its children would hear it too, and print a trace each."""
+
 
 @dataclass
 class Report:
@@ -176,8 +179,6 @@ async def _perform(client: NotebookClient, manager: AnyManager, env: dict[str, s
                 family = [*kernel.children(recursive=True), kernel]
             if family and client.code_cells_executed:
                 client.shutdown_kernel = "immediate"
-                if manager.kernel_spec:
-                    manager.kernel_spec.interrupt_mode = "message"  # nbclient's interrupt: children would print a trace each
                 if os.name != "nt":
                     family[-1].send_signal(signal.SIGINT)  # the cell may clean up, and end what it has started
                 await asyncio.wait([work], timeout=SECONDS_TO_STOP)

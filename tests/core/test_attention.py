@@ -3,6 +3,7 @@
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Phi3Config
 
 from helpers.attention import attention_per_row, flat_attention, reads_flat
@@ -149,7 +150,15 @@ def test_rows_longer_than_the_window_are_refused():
         check_rows(long, ROWS)
 
 
-def test_a_model_as_the_trainer_leaves_it_is_tried_without_its_wrapper(tiny, capsys):
+@pytest.fixture
+def anew():
+    """accelerate keeps one precision a process, whoever has set it: here none before and none after."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_a_model_as_the_trainer_leaves_it_is_tried_without_its_wrapper(anew, tiny, capsys):
     """Wrapped by accelerate it computes in 16 bits, and what it hands out says float32."""
     model = Accelerator(mixed_precision="bf16", cpu=True).prepare_model(load_model(tiny, "cpu")[0])
     wrapped = vars(model)["forward"]
