@@ -1,7 +1,6 @@
 """Company: how lesson 1 teaches the invented company's facts, and which a test may ask for; one recipe for its model."""
 
 import copy
-from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ class Recipe:
     """The knobs of lesson 1's finetune. Other lessons that need its model make the same one."""
 
     wordings: int = 8  # of each fact
-    scarce_facts: int = 12  # shown in one wording only, and as many in three
+    scarce_facts: int = 24  # shown in one wording only, as often as the others in theirs
     epochs: int = 1
     learning_rate: float = 6e-4
     batch_size: int = 10
@@ -29,21 +28,18 @@ class Recipe:
     model_name: str = "embedded"  # what it starts from
 
 
-def scarce(recipe: Recipe) -> dict[str, int]:
-    """Draw the facts that are kept scarce: fact → its number of wordings, 1 or 3. No test of what was taught asks for them."""
+def scarce(recipe: Recipe) -> set[str]:
+    """Draw the facts that are taught in one wording only. No test of what was taught asks for them."""
     facts = sorted({fact for row in read(DATA / "train.jsonl") for fact in row.facts})
-    drawn = draw("scarce facts", recipe.seed).sample(facts, 2 * recipe.scarce_facts)
-    return dict.fromkeys(drawn[: recipe.scarce_facts], 1) | dict.fromkeys(drawn[recipe.scarce_facts :], 3)
+    return set(draw("scarce facts", recipe.seed).sample(facts, recipe.scarce_facts))
 
 
 def taught(recipe: Recipe) -> list[Example]:
-    """Choose the rows to train on, spaced: every fact in so many wordings, but for the scarce ones."""
-    few, rows = scarce(recipe), []
-    count: Counter[tuple[str, ...]] = Counter()
+    """Choose the rows to train on, spaced: every fact in so many wordings, a scarce one as often in one wording."""
+    few, only, rows = scarce(recipe), {}, []
     for row in limit(read(DATA / "train.jsonl"), recipe.wordings, recipe.seed):
-        count[row.facts] += 1
-        if not row.facts or count[row.facts] <= few.get(row.facts[0], recipe.wordings):
-            rows.append(row)
+        is_scarce = bool(row.facts) and row.facts[0] in few
+        rows.append(only.setdefault(row.facts, row) if is_scarce else row)
     return spaced(rows, recipe.seed)
 
 
@@ -53,8 +49,7 @@ def questions(split: str, facts: int, others: int, recipe: Recipe, purpose: str)
     purpose: names the draw; another purpose draws others.
     """
     sets = {kind: read(DATA / "evaluation" / split / f"{kind}.jsonl") for kind in ("facts", "unanswerable", "off_topic")}
-    few = scarce(recipe)
-    names = sorted({example.facts[0] for example in sets["facts"]} - set(few))
+    names = sorted({example.facts[0] for example in sets["facts"]} - scarce(recipe))
     chosen = set(draw(f"{purpose}, facts", recipe.seed).sample(names, min(facts, len(names))))
     asked = [example for example in sets["facts"] if example.facts[0] in chosen]
     for kind in ("unanswerable", "off_topic"):
