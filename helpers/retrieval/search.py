@@ -134,15 +134,24 @@ def fuse(rankings: Sequence[Sequence[int]], constant: int = 60) -> list[int]:
 class Index:
     """Passages that can be searched: by words (BM25), by meaning (embeddings), or by both, their rankings fused."""
 
-    def __init__(self, passages: Sequence[Passage]):
-        """Count the words, and embed the passages; embeddings are kept by content."""
+    def __init__(self, passages: Sequence[Passage], vectors: np.ndarray | None = None):
+        """Count the words, and embed the passages, unless `vectors` [passages, 384] are given; they are kept by content."""
         if not passages:
             raise ValueError("There are no passages to search. Check the folder that they come from.")
         self.passages = list(passages)
         texts = [str(passage) for passage in passages]
         self.words = bm25s.BM25()
         self.words.index(bm25s.tokenize(texts, show_progress=False, return_ids=False), show_progress=False)
-        self.vectors = remember(lambda: torch.tensor(embed(texts)), "embeddings", ENCODER, READ, texts).numpy()
+        if vectors is None:
+            vectors = remember(lambda: torch.tensor(embed(texts)), "embeddings", ENCODER, READ, texts).numpy()
+        self.vectors = vectors
+
+    def updated(self, passages: Sequence[Passage]) -> "Index":
+        """Make an index of other passages, as after a page has changed; only those that are new are embedded."""
+        known = dict(zip(map(str, self.passages), self.vectors, strict=True))
+        new = [text for text in map(str, passages) if text not in known]
+        known.update(zip(new, embed(new), strict=True))
+        return Index(passages, np.stack([known[str(passage)] for passage in passages]))
 
     def search(self, questions: Sequence[str], k: int = 3, method: str = "both") -> list[list[Passage]]:
         """Find the best `k` passages for each question, the best one first.

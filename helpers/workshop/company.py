@@ -36,7 +36,8 @@ def scarce(recipe: Recipe) -> set[str]:
 
 def taught(recipe: Recipe) -> list[Example]:
     """Choose the rows to train on, spaced: every fact in so many wordings, a scarce one as often in one wording."""
-    few, only, rows = scarce(recipe), {}, []
+    few, rows = scarce(recipe), []
+    only: dict[tuple[str, ...], Example] = {}
     for row in limit(read(DATA / "train.jsonl"), recipe.wordings, recipe.seed):
         is_scarce = bool(row.facts) and row.facts[0] in few
         rows.append(only.setdefault(row.facts, row) if is_scarce else row)

@@ -1,0 +1,84 @@
+"""Lookup: no model at all: the stored answer of the known question that is nearest to the one asked."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import bm25s
+import numpy as np
+import torch
+
+from helpers.data import Example
+from helpers.evaluation import judge
+from helpers.machine.cache import remember
+from helpers.retrieval.search import ENCODER, READ, embed
+
+WAYS = ("words", "meaning")
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The known row whose question is nearest to the one asked: its place, and how near, from 0 to 1."""
+
+    row: int
+    score: float
+
+
+class Lookup:
+    """Questions with their answers, found again by their words (BM25) or by their meaning (embeddings).
+
+    way, threshold: a question that is less near than `threshold` to every known one is declined with `refusal`.
+    `choose` sets both.
+    """
+
+    def __init__(self, rows: Sequence[Example], refusal: str, way: str = "meaning", threshold: float = 0.0):
+        """Index the questions of the rows; embeddings are kept by content. Raises ValueError without rows."""
+        if not rows:
+            raise ValueError("There are no rows to look answers up in. Give the questions and answers that are written down.")
+        if way not in WAYS:
+            raise ValueError(f"way is {way!r}; it has to be one of {', '.join(WAYS)}.")
+        self.rows, self.refusal, self.way, self.threshold = list(rows), refusal, way, threshold
+        questions = [row.question for row in rows]
+        self.words = bm25s.BM25()
+        self.words.index(bm25s.tokenize(questions, show_progress=False, return_ids=False), show_progress=False)
+        self.vectors = remember(lambda: torch.tensor(embed(questions)), "embeddings", ENCODER, READ, questions).numpy()
+
+    def nearest(self, questions: Sequence[str], way: str | None = None) -> list[Nearest]:
+        """Find the nearest known question of each, by `way` or else by the one that was chosen.
+
+        By meaning the score is the cosine of the two; by words, the BM25 score as a share of what the known question
+        scores with itself. Of equals the first row is taken.
+        """
+        if (way or self.way) == "meaning":
+            scores = embed(questions) @ self.vectors.T if len(questions) else np.zeros((0, len(self.rows)))
+            return [Nearest(int(row.argmax()), float(row.max().clip(0, 1))) for row in scores]
+        found = []
+        for tokens in bm25s.tokenize(list(questions), show_progress=False, return_ids=False) if len(questions) else []:
+            scores = self.words.get_scores(tokens) if tokens else np.zeros(len(self.rows))
+            best = int(scores.argmax())
+            own = bm25s.tokenize([self.rows[best].question], show_progress=False, return_ids=False)[0]
+            most = self.words.get_scores(own)[best] if own else 0.0
+            found.append(Nearest(best, float(min(1.0, scores[best] / most)) if most > 0 else 0.0))
+        return found
+
+    def answer(self, questions: Sequence[str]) -> list[str]:
+        """Give the stored answer of the nearest question, or the refusal where none is near enough."""
+        return [self._told(near, self.threshold) for near in self.nearest(questions)]
+
+    def _told(self, near: Nearest, threshold: float) -> str:
+        return self.rows[near.row].answer if near.score >= threshold else self.refusal
+
+    def choose(self, development: Sequence[Example]) -> "Lookup":
+        """Set way and threshold to those with the most right answers on development questions; of equals the lower threshold.
+
+        Thresholds from 0 to 0.95 are tried in steps of 0.05 for either way. `development` needs questions to be declined
+        as well: without them, no threshold is the best.
+        """
+        best = (-1.0, self.way, self.threshold)
+        for way in WAYS:
+            near = self.nearest([example.question for example in development], way)
+            for threshold in np.arange(0, 1, 0.05).round(2).tolist():
+                right = judge(development, [self._told(one, threshold) for one in near])["correct"].mean()
+                if right > best[0]:
+                    best = (right, way, threshold)
+        _, self.way, self.threshold = best
+        return self

@@ -1,0 +1,182 @@
+"""Contest: what lesson 2 asks, how its contenders answer, and how two of them are compared."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from helpers.data import Example, draw, read
+from helpers.evaluation import difference, interval, judge
+from helpers.generation import generate
+from helpers.machine.paths import DATA
+from helpers.retrieval.search import Passage, is_hit
+from helpers.text.outcome import Interval
+from helpers.tokenization import prompt_ids
+
+# The sorts of questions, by how a reader would call them.
+NEW_WORDS, FAR, SEVERAL, NO_ANSWER, OFF_TOPIC = "new words", "far wordings", "several facts", "no answer", "off topic"
+SORTS = (NEW_WORDS, FAR, SEVERAL, NO_ANSWER, OFF_TOPIC)
+BY_KIND = {"fact": NEW_WORDS, "multi_fact": SEVERAL, "unanswerable": NO_ANSWER, "off_topic": OFF_TOPIC}
+
+
+def sort_of(example: Example) -> str:
+    """Name the sort of a question: by its kind, and the far wordings of a fact by their id."""
+    return FAR if "/far_" in example.id else BY_KIND[example.kind]
+
+
+def needed(example: Example) -> list[str]:
+    """List what a passage has to hold to answer a question about a fact: its value, and the name of what it is about."""
+    about = example.facts[0].split(".")[0]
+    return [*example.values, *([] if about == "policy" else [about])]
+
+
+def gold_passages(passages: Sequence[Passage], questions: Iterable[Example]) -> dict[str, list[Passage]]:
+    """Find for each fact that is asked for the passages that hold it: fact → passages, in their order."""
+    one_of_each = {example.facts[0]: example for example in questions}
+    return {fact: [p for p in passages if is_hit([p], needed(e))] for fact, e in one_of_each.items()}
+
+
+def facts_within(text: str, gold: Mapping[str, Sequence[Passage]]) -> set[str]:
+    """Name the facts of which a passage stands in a text, whole."""
+    text = " ".join(text.split())
+    return {fact for fact, holding in gold.items() if any(passage.text in text for passage in holding)}
+
+
+def questions_about(facts: Iterable[str], split: str, wordings: int | None = None, file: str = "facts") -> list[Example]:
+    """Read the first so many wordings (None: all) of questions of a split about some facts."""
+    chosen, seen, found = set(facts), dict.fromkeys(facts, 0), []
+    for example in read(DATA / "evaluation" / split / f"{file}.jsonl"):
+        fact = example.facts[0]
+        if fact in chosen and (wordings is None or seen[fact] < wordings):
+            seen[fact] += 1
+            found.append(example)
+    return found
+
+
+def sample(purpose: str, items: Sequence, count: int, seed: int) -> list:
+    """Draw so many items, or all, at random: for one purpose of the contest always the same ones."""
+    return draw(f"contest, {purpose}", seed).sample(list(items), min(count, len(items)))
+
+
+def other_questions(split: str, count: int, seed: int) -> list[Example]:
+    """Draw so many questions without an answer in the handbook, and as many off topic."""
+    drawn = []
+    for kind in ("unanswerable", "off_topic"):
+        drawn += sample(f"{split}, {kind}", read(DATA / "evaluation" / split / f"{kind}.jsonl"), count, seed)
+    return drawn
+
+
+def with_price(example: Example, more: int) -> Example:
+    """The same example with a price that is higher by so many euros, in its answer and its values."""
+    old = example.values[0]
+    new = f"{int(old.split()[0]) + more} euros"
+    return replace(example, answer=example.answer.replace(old, new), values=(new,))
+
+
+@dataclass
+class Contender:
+    """One way of answering.
+
+    prepare: makes of a question the prompt for the model; where there is no model, the answer itself.
+    setup: seconds on this machine before the first answer.  rows: rows that somebody had to write for it.
+    search: operations of looking something up for one question, beside the model's.
+    """
+
+    prepare: Callable[[str], Any]
+    model: Any = None
+    tokenizer: Any = None
+    setup: float = 0.0
+    rows: int = 0
+    search: float = 0.0
+
+    def answers(self, questions: Sequence[str], max_new_tokens: int = 24, progress: str | None = None) -> list[str]:
+        """Answer questions, many at once."""
+        if self.model is None:
+            return [self.prepare(question) for question in questions]
+        prompts = [self.prepare(question) for question in questions]
+        return generate(self.model, self.tokenizer, prompts, max_new_tokens, progress=progress)
+
+    @property
+    def weights(self) -> int:
+        """How many weights an answer goes through."""
+        return sum(weight.numel() for weight in self.model.parameters()) if self.model is not None else 0
+
+
+def ask(name: str, contender: Contender, examples: Sequence[Example], max_new_tokens: int = 24) -> pd.DataFrame:
+    """Let a contender answer, and judge it: the table of `judge` with four columns more.
+
+    sort: see `SORTS`.  beyond: words that the reference does not need.
+    flops: operations of the request, two for each weight and token, read or written, and those of the search.
+    seconds: what the whole batch took, shared evenly; what all prompts begin with is read once for all.
+    """
+    clock = time.perf_counter()
+    answers = contender.answers([example.question for example in examples], max_new_tokens, name)
+    seconds = time.perf_counter() - clock
+    table = judge(examples, answers)
+    table["sort"] = [sort_of(example) for example in examples]
+    spare = table["words"] - [len(example.answer.split()) for example in examples]
+    table["beyond"] = spare.clip(lower=0)
+    tokens = np.zeros(len(examples))
+    if contender.model is not None:
+        read_tokens = [len(prompt_ids(contender.tokenizer, contender.prepare(e.question))) for e in examples]
+        tokens += read_tokens + table["answer"].map(lambda text: len(contender.tokenizer(text).input_ids)).to_numpy()
+    table["flops"] = 2.0 * contender.weights * tokens + contender.search
+    table["seconds"] = seconds / len(examples)
+    return table
+
+
+def taking_turns(contenders: Mapping[str, Contender], questions: Sequence[str], max_new_tokens: int = 24) -> pd.DataFrame:
+    """Time one request at a time, in seconds: a row a question, a column a contender.
+
+    Within a question they take turns, so that a busy moment of the machine hits all of them.
+    """
+    records = []
+    for number, question in enumerate(questions):
+        turn = list(contenders)[number % len(contenders) :] + list(contenders)[: number % len(contenders)]
+        took = {}
+        for name in turn:
+            clock = time.perf_counter()
+            contenders[name].answers([question], max_new_tokens)
+            took[name] = time.perf_counter() - clock
+        records.append(took)
+    return pd.DataFrame(records, columns=list(contenders))
+
+
+class Results:
+    """The judged answers of several contenders to the same questions."""
+
+    def __init__(self, tables: Mapping[str, pd.DataFrame]):
+        """Take contender → table of `ask`; all of the same questions in the same order."""
+        self.tables = dict(tables)
+
+    def part(self, name: str, sorts: str | Sequence[str]) -> pd.DataFrame:
+        """Return the rows of one sort of question, or several."""
+        table = self.tables[name]
+        return table[table["sort"].isin([sorts] if isinstance(sorts, str) else list(sorts))]
+
+    def mean(self, name: str, column: str, sorts: str | Sequence[str], unit: str = "%") -> Interval:
+        """Compute a contender's mean with its interval; what was drawn together goes together."""
+        rows = self.part(name, sorts)
+        return interval(rows[column], rows["fact"], unit)
+
+    def better(self, name: str, other: str, column: str, sorts: str | Sequence[str], unit: str = "%") -> Interval:
+        """Compute how far `name` lies above `other` on the same questions, with its paired interval."""
+        rows, others = self.part(name, sorts), self.part(other, sorts)
+        return difference(others[column], rows[column], rows["fact"], unit)
+
+    def lowest(self, names: Iterable[str], column: str, sorts: str | Sequence[str]) -> str:
+        """Name the contender with the lowest mean."""
+        return min(names, key=lambda name: self.part(name, sorts)[column].mean())
+
+    def highest(self, names: Iterable[str], column: str, sorts: str | Sequence[str]) -> str:
+        """Name the contender with the highest mean."""
+        return max(names, key=lambda name: self.part(name, sorts)[column].mean())
+
+    def fastest_good(self, column: str, sorts: str | Sequence[str], within: float = 0.05) -> str:
+        """Name the one with the fewest seconds a request, of those whose mean is at most `within` below the highest."""
+        means = {name: self.part(name, sorts)[column].mean() for name in self.tables}
+        good = [name for name, mean in means.items() if mean >= max(means.values()) - within]
+        return self.lowest(good, "seconds", SORTS)

@@ -1,0 +1,54 @@
+"""The lookup: the stored answer of the nearest known question, declined below a threshold that was chosen."""
+
+import pytest
+
+from helpers.data import Example
+from helpers.retrieval.lookup import WAYS, Lookup
+
+REFUSAL = "Sorry, that is not in our handbook."
+ROWS = [
+    Example(
+        "How much does the Heron kettle cost?", "The Heron kettle costs 59 euros.", facts=("heron.price",), values=("59 euros",)
+    ),
+    Example("Who designed the Falcon stove?", "Elin Falk designed it.", facts=("falcon.designer",), values=("Elin Falk",)),
+    Example("What colour is the Onyx pan?", "The Onyx pan comes in black.", facts=("onyx.colour",), values=("black",)),
+]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_each_known_question_finds_itself_and_is_as_near_as_can_be(way):
+    lookup = Lookup(ROWS, REFUSAL, way)
+    near = lookup.nearest([row.question for row in ROWS])
+    assert [one.row for one in near] == [0, 1, 2] and all(one.score == pytest.approx(1, abs=1e-5) for one in near)
+    assert lookup.answer([row.question for row in ROWS]) == [row.answer for row in ROWS]
+    assert lookup.answer([]) == [] == lookup.nearest([])
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_other_words_are_less_near_and_what_is_not_near_enough_is_declined(way):
+    lookup = Lookup(ROWS, REFUSAL, way)
+    new, far = lookup.nearest(["What does a Heron kettle cost me?", "zzz qqq"])
+    assert new.row == 0 and 1 > new.score > far.score >= 0
+    lookup.threshold = (new.score + far.score) / 2
+    assert lookup.answer(["What does a Heron kettle cost me?", "zzz qqq"]) == [ROWS[0].answer, REFUSAL]
+
+
+def test_way_and_threshold_are_those_that_answer_development_questions_best():
+    development = [
+        Example("What is the price of your Heron kettle?", ROWS[0].answer, facts=("heron.price",), values=("59 euros",)),
+        Example("By whom was the Falcon stove designed?", ROWS[1].answer, facts=("falcon.designer",), values=("Elin Falk",)),
+        Example("How do I poach an egg?", REFUSAL, kind="off_topic"),
+        Example("Is Mars larger than Venus?", REFUSAL, kind="off_topic"),
+    ]
+    lookup = Lookup(ROWS, REFUSAL).choose(development)
+    assert 0 < lookup.threshold < 1
+    assert lookup.answer([e.question for e in development]) == [e.answer for e in development]
+    only_known = Lookup(ROWS, REFUSAL).choose(development[:2])
+    assert only_known.threshold == 0, "of equals the lower one"
+
+
+def test_what_cannot_be_looked_up_is_refused_in_a_line():
+    with pytest.raises(ValueError, match="no rows to look answers up in"):
+        Lookup([], REFUSAL)
+    with pytest.raises(ValueError, match="way is 'both'; it has to be one of words, meaning"):
+        Lookup(ROWS, REFUSAL, "both")
