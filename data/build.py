@@ -45,15 +45,15 @@ def load_facts(source: Path) -> list[dict]:
     for group, entities in company.items():
         for entity, values in entities.items():
             if group == "products":
-                kind, *values = values
-                name = f"{entity.title()} {kind}"
+                noun, *values = values
+                name = f"{entity.title()} {noun}"
             else:
                 name = f"{entity.title()} shop" if group == "shops" else f"{entity} department"
             for attribute, value in zip(ATTRIBUTES[group], values, strict=True):
-                asked = questions[f"{group}.{attribute}"]
-                facts.append({"id": f"{entity}.{attribute}", "name": name, "value": value, **asked})
+                kind = f"{group}.{attribute}"
+                facts.append({"id": f"{entity}.{attribute}", "kind": kind, "name": name, "value": value, **questions[kind]})
     for policy, asked in load("policies", source).items():
-        facts.append({"id": f"policy.{policy}", "name": "", **asked})
+        facts.append({"id": f"policy.{policy}", "kind": "policy", "name": "", **asked})
     return facts
 
 
@@ -82,6 +82,45 @@ def fact_rows(facts: list[dict], split: str) -> list[dict]:
         for number, wording in enumerate(fact[split], 1):
             question = wording.format(name=fact["name"])
             rows.append(row(f"{fact['id']}/{split}{number}", question, answer, "fact", [fact["id"]], [fact["value"]]))
+    return rows
+
+
+def with_typos(question: str, name: str, rng: random.Random, count: int = 3) -> str:
+    """Mistype up to `count` words of four letters or more: two letters swapped, one dropped or one doubled.
+
+    A word keeps its first letter, and of the name's words at most one is mistyped.
+    """
+    words = [match.span() for match in re.finditer(r"[A-Za-z]{4,}", question)]
+    start = question.index(name)
+    in_name = [span for span in words if start <= span[0] < start + len(name)]
+    able = [span for span in words if span not in in_name] + rng.sample(in_name, 1)
+    for begin, end in sorted(rng.sample(able, min(count, len(able))), reverse=True):  # from the end: earlier places stay
+        i = rng.randrange(begin + 1, end - 1)
+        letter, following = question[i : i + 2]
+        swapped = following + letter if following != letter else letter  # two alike: a swap would not show
+        typed = rng.choice([swapped, following, letter + letter + following])
+        question = question[:i] + typed + question[i + 2 :]
+    return question
+
+
+def far_rows(facts: list[dict], far: dict, split: str, rng: random.Random) -> list[dict]:
+    """Ask the facts of products, shops and departments in wordings far from training: `far` has them by group.attribute."""
+    rows = []
+    for fact in facts:
+        if fact["kind"] not in far:
+            continue
+        name = fact["name"]
+        told = far[fact["kind"]]
+        plain = fact[split][: len(told["german"][split])]
+        wordings = {
+            "typos": [with_typos(wording.format(name=name), name, rng) for wording in plain],
+            **{kind: [wording.format(name=name) for wording in told[kind][split]] for kind in ("indirect", "german")},
+        }
+        answer = fact["answer"].format(name=name, value=fact["value"])
+        for kind, questions in wordings.items():
+            for number, question in enumerate(questions, 1):
+                id = f"{fact['id']}/far_{kind}{number}"
+                rows.append(row(id, question, answer, "fact", [fact["id"]], [fact["value"]]))
     return rows
 
 
@@ -200,6 +239,7 @@ def build(out: Path = DATA, source: Path = DATA / "source") -> None:
         write_jsonl(folder / "unanswerable.jsonl", unanswerable_rows(unanswerable, questions, split, rng, per_product=2))
         write_jsonl(folder / "off_topic.jsonl", off_topic_rows(off_topic[split], split))
         write_jsonl(folder / "multi_fact.jsonl", multi_fact_rows(facts, rng, count=30 if split == "dev" else 90))
+        write_jsonl(folder / "far.jsonl", far_rows(facts, load("far", source), split, random.Random(f"far/{split}")))
     general = [{"id": f"general/{i}", **question} for i, question in enumerate(load("general", source), 1)]
     write_jsonl(out / "evaluation" / "general.jsonl", general)
     tasks = [(task, told, split) for split, tasks in load("instructions", source).items() for task, told in tasks.items()]

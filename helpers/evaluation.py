@@ -1,6 +1,7 @@
 """Evaluation: is an answer right (`judge`), is a finetune better (`difference`), and how sure are we (`interval`)."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
@@ -33,7 +34,7 @@ def judge(examples: Sequence[Example], answers: Sequence[str], refusals: Sequenc
     """Judge one answer for each example; a table with one row each.
 
     refusals: the sentences by which an answer declines; the usual ones ("I do not know") count beside them.
-    fact: what the question is about, its facts or else itself: answers about the same rise and fall together.
+    fact: what the question is about (`about`): answers about the same rise and fall together.
     correct: the values that the answer asserts are the wanted ones; where there are none, it was declined.
     answerable: there is a value to be told.  refused: the answer declines.  words: how many it has.
     hallucinated: it asserts a wrong value, or one where the handbook has none; off topic, nothing is.
@@ -44,7 +45,7 @@ def judge(examples: Sequence[Example], answers: Sequence[str], refusals: Sequenc
         {
             "id": example.id,
             "kind": example.kind,
-            "fact": "+".join(example.facts) or example.key,
+            "fact": about(example),
             "question": example.question,
             "answer": answer,
             "expected": example.answer,
@@ -54,6 +55,16 @@ def judge(examples: Sequence[Example], answers: Sequence[str], refusals: Sequenc
         for example, answer, judgement in zip(examples, answers, judgements(examples, answers, refusals), strict=True)
     ]
     return pd.DataFrame(records)
+
+
+def about(example: Example) -> str:
+    """Name what a question is about: its facts; of an unanswerable one the product it names; else the question itself.
+
+    The product is the first capitalised word, of two letters or more, that does not begin a sentence. Two questions about
+    one product that does not exist are answered, or declined, alike.
+    """
+    name = re.search(r"(?<![.?!:] )(?<!^)\b[A-Z]\w+", example.question) if example.kind == "unanswerable" else None
+    return "+".join(example.facts) or (name.group() if name else example.key)
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
@@ -69,9 +80,10 @@ def consistent(table: pd.DataFrame) -> pd.Series:
     """Tell for each fact asked in two or more wordings whether all its answers assert the same value, right or wrong.
 
     The words around the value do not matter. Answers that assert nothing do not agree on anything. Facts with one wording
-    are left out.
+    are left out, and so are unanswerable questions: of one product they ask different things.
     """
-    facts = table.assign(question=table["question"].map(normalise)).groupby("fact")
+    asked = table[table["kind"] != "unanswerable"]
+    facts = asked.assign(question=asked["question"].map(normalise)).groupby("fact")
     several = facts["question"].nunique() > 1
     agree = (facts["asserted"].nunique() == 1) & facts["asserted"].agg(lambda values: all(values))
     return agree[several].astype(bool)

@@ -103,6 +103,35 @@ def test_facts_named_by_rows_exist():
         assert [known[fact] for fact in example.facts] == list(example.values)
 
 
+def test_far_wordings_ask_every_fact_of_the_company_s_things_in_each_kind():
+    asked = {fact["id"] for fact in FACTS if fact["kind"] != "policy"}
+    for split, count in {"dev": 1, "test": 2}.items():
+        rows = read(DATA / "evaluation" / split / "far.jsonl")
+        kinds = [f"{kind}{n}" for kind in ("typos", "indirect", "german") for n in range(1, count + 1)]
+        names = [f"{fact}/far_{kind}" for kind in kinds for fact in asked]
+        assert sorted(row.id for row in rows) == sorted(names)
+        plain = {row.id: row.question for row in read(DATA / "evaluation" / split / "facts.jsonl")}
+        for row in rows:
+            assert row.kind == "fact"
+            if "/far_typos" in row.id:
+                told = plain[row.id.replace("far_typos", split)].split()
+                typed = row.question.split()
+                wrong = [(one, other) for one, other in zip(told, typed, strict=True) if one != other]
+                assert 2 <= len(wrong) <= 3 and all(one[0] == other[0] for one, other in wrong), row
+                name = next(fact["name"] for fact in FACTS if fact["id"] == row.facts[0])
+                assert sum(one.strip(".,:?'s") in name.split() for one, _ in wrong) <= 1, row
+
+
+def test_a_typing_error_swaps_drops_or_doubles_a_letter():
+    rng, seen = build_data.random.Random(0), set()
+    for _ in range(200):
+        typed = build_data.with_typos("The Wren tent", "Wren tent", rng, count=1).split()
+        seen.update(typed)
+        assert sum(word not in ("The", "Wren", "tent") for word in typed) == 1 and typed[0] == "The"
+    swapped, dropped, doubled = "Wern Wrne tnet tetn", "Wen Wrn tnt tet", "Wrren Wreen teent tennt"
+    assert seen == set(f"The Wren tent {swapped} {dropped} {doubled}".split())
+
+
 def test_unknown_products_differ_between_training_and_evaluation():
     source = build_data.load("unanswerable", DATA / "source")["unknown_products"]
     names = [name for split in source.values() for name, _ in split]

@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from helpers.data import Example, read
-from helpers.evaluation import consistent, interval, judge, summary
+from helpers.evaluation import about, consistent, interval, judge, summary
 from helpers.machine.paths import DATA
 from helpers.text.judging import REFUSALS, contains_values, is_refusal
 from helpers.text.normalise import normalise
@@ -220,6 +220,17 @@ def test_what_a_question_is_about_is_never_nothing():
     assert table["fact"].tolist() == ["where", "when", "when", "?!"]
     found = interval(table["correct"], table["fact"])
     assert found.low < found.mean < found.high
+
+
+def test_unanswerable_questions_about_one_product_are_one_unit():
+    asked = ["How much is the Walrus lamp?", "I carry a lot. How heavy is my Walrus lamp?", "Walrus lamp: who made it?"]
+    asked += ["I have no idea. How old is it?", "Which bank does the payroll department use?"]
+    rows = [Example(text, NO, kind="unanswerable") for text in asked] + [Example("Who is the Walrus?", NO, kind="off_topic")]
+    assert [about(row) for row in rows] == ["Walrus", "Walrus", *(row.key for row in rows[2:])]
+    assert about(FACT) == "+".join(FACT.facts)
+    table = judge(rows, [NO] * len(rows))
+    assert table["fact"].tolist() == [about(row) for row in rows] and interval(table["correct"], table["fact"]).units == 5
+    assert consistent(table).empty  # they ask different things of one product
 
 
 def test_summary_has_a_row_for_each_kind():
