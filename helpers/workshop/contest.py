@@ -92,11 +92,10 @@ class Contender:
     rows: int = 0
     search: float = 0.0
 
-    def answers(self, questions: Sequence[str], max_new_tokens: int = 24, progress: str | None = None) -> list[str]:
-        """Answer questions, many at once."""
+    def complete(self, prompts: Sequence[Any], max_new_tokens: int = 24, progress: str | None = None) -> list[str]:
+        """Answer what `prepare` has made of the questions, many at once."""
         if self.model is None:
-            return [self.prepare(question) for question in questions]
-        prompts = [self.prepare(question) for question in questions]
+            return list(prompts)
         return generate(self.model, self.tokenizer, prompts, max_new_tokens, progress=progress)
 
     @property
@@ -113,7 +112,8 @@ def ask(name: str, contender: Contender, examples: Sequence[Example], max_new_to
     seconds: what the whole batch took, shared evenly; what all prompts begin with is read once for all.
     """
     clock = time.perf_counter()
-    answers = contender.answers([example.question for example in examples], max_new_tokens, name)
+    prompts = [contender.prepare(example.question) for example in examples]
+    answers = contender.complete(prompts, max_new_tokens, name)
     seconds = time.perf_counter() - clock
     table = judge(examples, answers)
     table["sort"] = [sort_of(example) for example in examples]
@@ -121,7 +121,7 @@ def ask(name: str, contender: Contender, examples: Sequence[Example], max_new_to
     table["beyond"] = spare.clip(lower=0)
     tokens = np.zeros(len(examples))
     if contender.model is not None:
-        read_tokens = [len(prompt_ids(contender.tokenizer, contender.prepare(e.question))) for e in examples]
+        read_tokens = [len(prompt_ids(contender.tokenizer, prompt)) for prompt in prompts]
         tokens += read_tokens + table["answer"].map(lambda text: len(contender.tokenizer(text).input_ids)).to_numpy()
     table["flops"] = 2.0 * contender.weights * tokens + contender.search
     table["seconds"] = seconds / len(examples)
@@ -136,10 +136,10 @@ def taking_turns(contenders: Mapping[str, Contender], questions: Sequence[str], 
     records = []
     for number, question in enumerate(questions):
         turn = list(contenders)[number % len(contenders) :] + list(contenders)[: number % len(contenders)]
-        took = {}
+        took: dict[str, float] = {}
         for name in turn:
             clock = time.perf_counter()
-            contenders[name].answers([question], max_new_tokens)
+            contenders[name].complete([contenders[name].prepare(question)], max_new_tokens)
             took[name] = time.perf_counter() - clock
         records.append(took)
     return pd.DataFrame(records, columns=list(contenders))
