@@ -11,8 +11,9 @@ from helpers.data import Example
 from helpers.retrieval.search import embed
 
 FIELDS = ("intent", "product", "order", "urgency")
-INSTRUCTION = """Turn the e-mail into a ticket of four lines.
-intent: {intents}
+INTENTS = ("return", "broken", "delivery", "address", "invoice", "question")
+INSTRUCTION = f"""Turn the e-mail into a ticket of four lines.
+intent: one of {", ".join(INTENTS)}
 product: the product that it is about
 order: the five digits of the order number, or - if there is none
 urgency: high or normal"""
@@ -95,7 +96,6 @@ def _features(emails: Sequence[str]) -> np.ndarray:
 
 
 def few_shot(email: str, shown: Sequence[Example]) -> list[dict]:
-    """Write the messages that ask a model for a ticket: what to do, the examples shown as earlier turns, the e-mail."""
-    intents = ", ".join(sorted({fields(row.answer)["intent"] for row in shown}))
+    """Write the messages that ask a model for a ticket: what to do, examples (five, say) as earlier turns, the e-mail."""
     turns = [message for row in shown for message in row.messages]
-    return [{"role": "system", "content": INSTRUCTION.format(intents=intents)}, *turns, {"role": "user", "content": email}]
+    return [{"role": "system", "content": INSTRUCTION}, *turns, {"role": "user", "content": email}]

@@ -5,7 +5,16 @@ import itertools
 import pytest
 
 from helpers.data import Example
-from helpers.workshop.tickets import classical, few_shot, fields, order_number, product_name, whole_ticket, write_ticket
+from helpers.workshop.tickets import (
+    INTENTS,
+    classical,
+    few_shot,
+    fields,
+    order_number,
+    product_name,
+    whole_ticket,
+    write_ticket,
+)
 
 TICKET = "intent: return\nproduct: Heron kettle\norder: 48213\nurgency: normal"
 
@@ -65,6 +74,6 @@ def test_the_classical_way_learns_intent_and_urgency():
 def test_a_model_is_shown_examples_as_earlier_turns():
     shown = [Example(f"mail {n}", TICKET.replace("return", intent)) for n, intent in enumerate(("return", "broken"))]
     first, *turns, last = few_shot("Where is it?", shown)
-    assert first["role"] == "system" and "intent: broken, return\n" in first["content"]
+    assert first["role"] == "system" and all(intent in first["content"] for intent in INTENTS)
     assert turns == [message for row in shown for message in row.messages]
     assert last == {"role": "user", "content": "Where is it?"}
