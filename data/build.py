@@ -1,7 +1,8 @@
-"""Build Tindermoss's handbook and question sets, and the instructions, from data/source/; run as `python data/build.py`.
+"""Build Tindermoss's handbook, question sets, e-mails and instructions from data/source/; run as `python data/build.py`.
 
-Everything below data/handbook/, data/evaluation/ and data/raw/, data/train.jsonl and data/instructions.jsonl is made here,
-and only here. The same source always gives the same bytes: nothing depends on the clock, the machine or the order of a set.
+Everything below data/handbook/, data/evaluation/, data/emails/ and data/raw/, data/train.jsonl and data/instructions.jsonl
+is made here, and only here. The same source always gives the same bytes: nothing depends on the clock, the machine or the
+order of a set.
 """
 
 import json
@@ -21,6 +22,7 @@ ATTRIBUTES = {
     "shops": ["street", "manager", "opened", "closes"],
     "departments": ["head", "room", "extension", "meeting"],
 }
+EMAILS = {"train": 480, "dev": 60, "test": 120}
 # How two or three facts of one product are asked for, and answered, in one go.
 NOUNS = {
     "price": ("price", "costs {}"),
@@ -195,6 +197,46 @@ def instruction_rows(task: str, told: dict, split: str) -> list[dict]:
     return rows
 
 
+def email(told: dict, shared: dict, intent: str, wording: str, products: dict[str, str], rng: random.Random) -> tuple[str, str]:
+    """Put an e-mail together, with its ticket. One in ten is typed without capitals, as on a telephone."""
+    product, other = rng.sample([products[name] for name in told["products"]], 2)
+    number = str(rng.randrange(10_000, 100_000))
+    if rng.random() < (0.2 if intent == "question" else 0.8):
+        writing = rng.choice(shared["writings"])
+        parts = (number[:2], number[2:]) if writing.count("{}") == 2 else (number,)
+        order = rng.choice(told["order"]).format(order=writing.format(*parts))
+    else:
+        number, order = "-", ""
+    urgency = "high" if rng.random() < 0.4 else "normal"
+    pressing = rng.choice(told[urgency]) if urgency == "high" or rng.random() < 0.7 else ""
+    phone = f"01632 960{rng.randrange(1000):03}"  # kept by Ofcom for drama
+    aside = rng.choice(told["asides"]).format(phone=phone) if rng.random() < 0.4 else ""
+    wanted = wording.format(product=product, other=other, address=rng.choice(told["addresses"]))
+    wanted = re.sub(r"\b([Aa]) (?=[AEIOU])", r"\1n ", wanted)  # an Ember fire pit
+    body = [order, wanted, aside] if rng.random() < 0.25 else [wanted, order, aside]
+    person = rng.choice(told["people"])
+    signed = person if rng.random() < 0.6 else person.split()[0]
+    closing = f"{rng.choice(shared['closings'])}\n{signed}".strip()
+    text = "\n\n".join(filter(None, [rng.choice(shared["greetings"]), " ".join(filter(None, [*body, pressing])), closing]))
+    ticket = f"intent: {intent}\nproduct: {product}\norder: {number}\nurgency: {urgency}"
+    return text.lower() if rng.random() < 0.1 else text, ticket
+
+
+def email_rows(emails: dict, products: dict[str, str], split: str, count: int) -> list[dict]:
+    """Write `count` e-mails of a split, as many of each intent, its wordings in turn. A row's fact is its wording."""
+    rng, told, rows = random.Random(f"emails/{split}"), emails[split], []
+    for number in range(count):
+        intents = list(told["intents"])
+        intent = intents[number % len(intents)]
+        wordings = told["intents"][intent]
+        turn = number // len(intents) % len(wordings)
+        text, ticket = email(told, emails, intent, wordings[turn], products, rng)
+        line = row(f"email/{split}{number + 1}", text, ticket, "fact", [f"email.{intent}_{split}{turn + 1}"])
+        rows.append(line | {"question": text, "answer": ticket})
+    rng.shuffle(rows)
+    return rows
+
+
 def fill(template: str, value: dict[str, str], page: str) -> str:
     """Put the facts into a handbook page; stop at a placeholder that names no fact."""
 
@@ -215,7 +257,7 @@ def write_jsonl(path: Path, rows: list[dict]) -> None:
 
 
 def build(out: Path = DATA, source: Path = DATA / "source") -> None:
-    """Write the handbook, all question sets, the instructions and the messy export below `out`."""
+    """Write the handbook, all question sets, the e-mails, the instructions and the messy export below `out`."""
     facts, questions = load_facts(source), load("questions", source)
     unanswerable, off_topic = load("unanswerable", source), load("off_topic", source)
     value = {fact["id"]: fact["value"] for fact in facts}
@@ -245,6 +287,8 @@ def build(out: Path = DATA, source: Path = DATA / "source") -> None:
     tasks = [(task, told, split) for split, tasks in load("instructions", source).items() for task, told in tasks.items()]
     write_jsonl(out / "instructions.jsonl", [row for task in tasks for row in instruction_rows(*task)])
     products = {fact["id"].split(".")[0]: fact["name"] for fact in facts if fact["id"].endswith(".price")}
+    for split, count in EMAILS.items():
+        write_jsonl(out / "emails" / f"{split}.jsonl", email_rows(load("emails", source), products, split, count))
     build_export(out / "raw", train, fact_rows(facts, "test"), products)
     text = (source / "general.txt").read_text(encoding="utf-8")
     (out / "evaluation" / "general.txt").write_text(text, encoding="utf-8", newline="\n")
@@ -252,4 +296,4 @@ def build(out: Path = DATA, source: Path = DATA / "source") -> None:
 
 if __name__ == "__main__":
     build()
-    print(f"Built the handbook, the question sets, the instructions and the messy export in {DATA}.")
+    print(f"Built the handbook, the question sets, the e-mails, the instructions and the messy export in {DATA}.")

@@ -1,0 +1,101 @@
+"""Tickets: e-mails to a shop turned into four fields the classical way, and the prompt that shows a model five of them."""
+
+import re
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+from sklearn.linear_model import LogisticRegression
+
+from helpers.data import Example
+from helpers.retrieval.search import embed
+
+FIELDS = ("intent", "product", "order", "urgency")
+INTENTS = ("return", "broken", "delivery", "address", "invoice", "question")
+INSTRUCTION = f"""Turn the e-mail into a ticket of four lines.
+intent: one of {", ".join(INTENTS)}
+product: the product that it is about
+order: the five digits of the order number, or - if there is none
+urgency: high or normal"""
+ORDER = re.compile(r"(?<![\d-])(?:tm-)?([1-9]\d) ?(\d{3})\b(?! ?\d)", re.IGNORECASE)  # telephone numbers begin with 0
+ARTICLE = r"\b(?:[Tt]he|[Mm]y|[Aa]n?|[Yy]our|[Oo]ne) "
+NAMED = re.compile(rf"{ARTICLE}([A-Z][a-z]+ [a-z]+)((?: [a-z]+)?)")
+UNNAMED = re.compile(rf"{ARTICLE}(?=([a-z]+ [a-z]+)((?: [a-z]+)?))")  # in an e-mail without capitals
+
+
+def fields(ticket: str) -> dict[str, str]:
+    """Read the fields of a ticket, one a line, such as "order: 48213"; the first of each name counts, other lines do not."""
+    found: dict[str, str] = {}
+    for line in ticket.splitlines():
+        name, colon, value = line.partition(":")
+        if colon and name.strip().lower() in FIELDS:
+            found.setdefault(name.strip().lower(), value.strip())
+    return found
+
+
+def whole_ticket(expected: str, answer: str) -> bool:
+    """Tell whether all four fields of a ticket are right; capitals do not count."""
+    return fields(expected.casefold()) == fields(answer.casefold())
+
+
+def write_ticket(found: dict[str, str]) -> str:
+    """Write a ticket, a field a line."""
+    return "\n".join(f"{name}: {found[name]}" for name in FIELDS)
+
+
+def order_number(email: str) -> str:
+    """Find the first number of five digits, in any of its writings: 48213, #48213, TM-48213, 48 213. None: a dash."""
+    match = ORDER.search(email)
+    return "".join(match.groups()) if match else "-"
+
+
+def product_name(email: str, common: frozenset[str] = ENGLISH_STOP_WORDS) -> str:
+    """Find the first name and noun behind an article, such as "the Heron kettle"; a noun may have two words.
+
+    common: words that are no part of a noun. Where no name has a capital, the first two words that are not common.
+    """
+    bare = [match for match in UNNAMED.finditer(email) if not set(match[1].split()) & common]
+    named = [*NAMED.finditer(email), *bare]
+    if not named:
+        return "-"
+    name, more = named[0].groups()
+    return (name + ("" if more.strip().lower() in common else more)).capitalize()
+
+
+def classical(rows: Sequence[Example]) -> Callable[[Sequence[str]], list[str]]:
+    """Learn from e-mails and their tickets, without a language model; the function returned writes tickets for e-mails.
+
+    Intent and urgency: logistic regression on sentence embeddings, the greatest and the least of each of their numbers
+    over the sentences of an e-mail, so that one sentence can decide. Product and order number: two regular expressions.
+    """
+    tickets = [fields(row.answer) for row in rows]
+    learners = {name: LogisticRegression(C=10, max_iter=2000) for name in ("intent", "urgency")}
+    features = _features([row.question for row in rows])
+    for name, learner in learners.items():
+        learner.fit(features, [ticket[name] for ticket in tickets])
+    products = "|".join({ticket["product"] for ticket in tickets})
+    rest = re.sub(products, "", " ".join(row.question for row in rows), flags=re.IGNORECASE)
+    common = ENGLISH_STOP_WORDS | set(re.findall(r"[a-z]+", rest.lower()))
+
+    def write(emails: Sequence[str]) -> list[str]:
+        features = _features(emails)
+        told = {name: learner.predict(features) for name, learner in learners.items()}
+        told |= {"product": [product_name(email, common) for email in emails], "order": map(order_number, emails)}
+        return [write_ticket(dict(zip(told, values, strict=True))) for values in zip(*told.values(), strict=True)]
+
+    return write
+
+
+def _features(emails: Sequence[str]) -> np.ndarray:
+    """Describe each e-mail by its sentences' embeddings, their greatest and their least numbers: [emails, 768]."""
+    sentences = [[part for part in re.split(r"(?<=[.?!:])\s+|\n+", email) if part] for email in emails]
+    different = sorted({part for parts in sentences for part in parts})
+    vectors = dict(zip(different, embed(different), strict=True))
+    found = [np.stack([vectors[part] for part in parts]) for parts in sentences]
+    return np.stack([np.concatenate([each.max(axis=0), each.min(axis=0)]) for each in found])
+
+
+def few_shot(email: str, shown: Sequence[Example]) -> list[dict]:
+    """Write the messages that ask a model for a ticket: what to do, examples (five, say) as earlier turns, the e-mail."""
+    turns = [message for row in shown for message in row.messages]
+    return [{"role": "system", "content": INSTRUCTION}, *turns, {"role": "user", "content": email}]

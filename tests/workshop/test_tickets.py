@@ -1,0 +1,79 @@
+"""Tickets: read and compared, found by regular expressions, learnt from rows, and asked for with examples."""
+
+import itertools
+
+import pytest
+
+from helpers.data import Example
+from helpers.workshop.tickets import (
+    INTENTS,
+    classical,
+    few_shot,
+    fields,
+    order_number,
+    product_name,
+    whole_ticket,
+    write_ticket,
+)
+
+TICKET = "intent: return\nproduct: Heron kettle\norder: 48213\nurgency: normal"
+
+
+def test_a_ticket_is_read_and_written():
+    found = {"intent": "return", "product": "Heron kettle", "order": "48213", "urgency": "normal"}
+    assert fields(TICKET) == found and write_ticket(found) == TICKET
+    assert fields(f"Here it is:\n\n{TICKET.title()}\norder: 1\nnote: none\nThat is all") == fields(TICKET.title())
+    assert fields("") == {} and fields("order:") == {"order": ""}
+
+
+def test_a_ticket_is_whole_when_all_four_fields_are_right():
+    assert whole_ticket(TICKET, TICKET.upper()) and whole_ticket(TICKET, f"Sure!\n{TICKET}\nAnything else?")
+    for right, wrong in {"48213": "-", "normal": "high", "Heron kettle": "kettle", "return": "broken"}.items():
+        assert not whole_ticket(TICKET, TICKET.replace(right, wrong))
+    assert not whole_ticket(TICKET, "\n".join(TICKET.splitlines()[:3])) and not whole_ticket(TICKET, "")
+
+
+@pytest.mark.parametrize("written", ["48213", "#48213", "no. 48213", "TM-48213", "tm-48213", "48 213"])
+def test_an_order_number_is_found_in_every_writing(written):
+    assert order_number(f"Ring 01632 960213. The order is {written}. I paid 59 euros.") == "48213"
+
+
+@pytest.mark.parametrize("text", ["Ring me on 01632 960555.", "It cost 123456 euros.", "Since 2019, in 12 Mill Lane.", ""])
+def test_other_numbers_are_no_order_number(text):
+    assert order_number(text) == "-"
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("Where is my Heron kettle? The Wren tent came.", "Heron kettle"),
+        ("There was no bill with the Maple canoe paddle.", "Maple canoe paddle"),
+        ("A document for the Echo whistle is missing.", "Echo whistle"),
+        ("the heron kettle has a crack.", "Heron kettle"),
+        ("Dear Tindermoss, where is it?", "-"),
+    ],
+)
+def test_a_product_is_a_name_and_a_noun_behind_an_article(text, name):
+    assert product_name(text) == name
+
+
+def test_the_classical_way_learns_intent_and_urgency():
+    told = {"return": "I want to send the Heron kettle back.", "broken": "The Heron kettle has a crack and does not work."}
+    haste = {"high": "This is urgent, be quick.", "normal": "There is no hurry at all."}
+    rows = []
+    for number, (intent, urgency) in enumerate(itertools.product(told, haste)):
+        email = f"Hello,\n\n{told[intent]} Order 4821{number}. {haste[urgency]}\n\nAnn"
+        ticket = TICKET.replace("return", intent).replace("48213", f"4821{number}").replace("normal", urgency)
+        rows.append(Example(email, ticket))
+    write = classical(rows)
+    assert write([row.question for row in rows]) == [row.answer for row in rows]
+    new = "Hi,\n\nMy Onyx frying pan cracked and is of no use. It is urgent.\n\nBob"
+    assert write([new]) == ["intent: broken\nproduct: Onyx frying pan\norder: -\nurgency: high"]
+
+
+def test_a_model_is_shown_examples_as_earlier_turns():
+    shown = [Example(f"mail {n}", TICKET.replace("return", intent)) for n, intent in enumerate(("return", "broken"))]
+    first, *turns, last = few_shot("Where is it?", shown)
+    assert first["role"] == "system" and all(intent in first["content"] for intent in INTENTS)
+    assert turns == [message for row in shown for message in row.messages]
+    assert last == {"role": "user", "content": "Where is it?"}
