@@ -29,7 +29,7 @@ from traitlets import default
 from helpers.machine.files import check_folder
 from helpers.machine.paths import ROOT
 from helpers.machine.progress import Bar
-from helpers.machine.records import claims, tally
+from helpers.machine.records import NOT_MEASURED, came_to, claims, tally
 
 NOTEBOOKS = ROOT / "notebooks"
 METADATA = {
@@ -38,8 +38,7 @@ METADATA = {
 }
 WIDGET = "application/vnd.jupyter.widget-view+json"
 BAR = re.compile(r"\d%\|.*\|.*\[|\d+\w+ \[\d\d:\d\d")  # as tqdm writes it, with or without a total
-# What the table names one by one: kind of record, what it came to, and how that is said.
-OPEN = (("check", False, "broken"), ("claim", False, "does not hold in this run"), ("claim", None, "cannot tell"))
+OPEN = ("broken", "does not hold", "cannot tell", NOT_MEASURED)  # what the table names one by one
 
 SOCKET_BYTES = 103  # the longest name of a Unix socket that every system takes
 # Where a cell shows widgets, kernel or client may sleep over a message, as both send past their own event loop:
@@ -264,11 +263,11 @@ def table(reports: list[Report], say: Callable[[str], None]) -> None:
     first = max(len(report.name) for report in reports)
     second = max(map(len, ("checks and claims", *told)))
     say(f"\n{'notebook':<{first}}  minutes  {'checks and claims':<{second}}  result")
-    for report, came_to in zip(reports, told, strict=True):
-        say(f"{report.name:<{first}}  {report.minutes:7.1f}  {came_to:<{second}}  {report.failure or 'done'}")
-        for kind, holds, words in OPEN:
+    for report, counts in zip(reports, told, strict=True):
+        say(f"{report.name:<{first}}  {report.minutes:7.1f}  {counts:<{second}}  {report.failure or 'done'}")
+        for words in OPEN:
             for record in report.claims:
-                if (record["kind"], record["holds"]) == (kind, holds):
+                if came_to(record) == words:
                     say(f"{'':<{first}}  {words}: {record['id']} {record['text']}")
     if len(reports) > 1:
         say(f"In all: {tally(record for report in reports for record in report.claims)}")
