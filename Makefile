@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 REQUIREMENTS := requirements.txt requirements-model.txt constraints.txt pyproject.toml
 
 .DELETE_ON_ERROR:  # half a .venv is no .venv
-.PHONY: course test install larger lab data lint update bench gpu browser clean
+.PHONY: course test install larger lab data lint update replicate bench gpu browser clean
 
 course: install  ## run every notebook, with a report at the end
 	$(BIN)/python -m helpers run --out build
@@ -35,6 +35,9 @@ lint: $(VENV)/.tests-installed  ## mend format and simple faults
 
 update: install  ## for maintainers: run the course in full and put its outputs into notebooks/
 	$(BIN)/python -m helpers run --out build --update
+
+replicate: install  ## for maintainers: run the lessons with three seeds and add what came of it to data/replications.json
+	$(BIN)/python -m helpers replicate
 
 bench: $(VENV)/.bench-installed  ## measure our loop against Trainer and TRL, the server, and what conversations teach, into build/benchmarks
 	$(BIN)/python tests/benchmarks/training.py

@@ -1,4 +1,4 @@
-"""The command line: python -m helpers doctor | run | check | train | merge | ask | evaluate | serve.
+"""The command line: python -m helpers doctor | run | replicate | check | train | merge | ask | evaluate | serve.
 
 What a command needs is imported in it: torch takes seconds, and `--help` and the news of a wrong file shall not wait for it.
 """
@@ -38,7 +38,19 @@ def run_command(args: argparse.Namespace) -> int:
         if not equals:
             raise ValueError(f"-p {setting}: write it as NAME=VALUE, for example -p epochs=1")
         parameters[name] = value
-    return run_notebooks(args.notebook, args.out, parameters, args.update)
+    if not args.update:
+        return run_notebooks(args.notebook, args.out, parameters, update=False)
+    from helpers.workshop.replication import record, replications
+
+    replications()  # what cannot be read is told before hours of work
+    return run_notebooks(args.notebook, args.out, parameters, update=True, keep=record)
+
+
+def replicate_command(args: argparse.Namespace) -> int:
+    """Run lessons again with other seeds, and keep what they came to."""
+    from helpers.workshop.replication import replicate
+
+    return replicate(args.notebook, args.seeds, args.out)
 
 
 def columns(setting: str) -> dict[str, str]:
@@ -297,6 +309,7 @@ def parser() -> argparse.ArgumentParser:
     described: list[tuple[Callable[[argparse.Namespace], int], Callable[[argparse.ArgumentParser], None], str]] = [
         (doctor_command, no_options, "check that this machine has all the course needs"),
         (run_command, run_options, "run notebooks top to bottom and report minutes, claims and failures"),
+        (replicate_command, replicate_options, "for maintainers: run lessons once a seed, and keep what their boxes came to"),
         (check_command, check_options, "report what a file of questions and answers holds, and what seems wrong with it"),
         (train_command, train_options, "finetune a model on your questions and answers"),
         (merge_command, merge_options, "save an adapter and its base as one model"),
@@ -322,6 +335,13 @@ def run_options(added: argparse.ArgumentParser) -> None:
     added.add_argument("--out", type=Path, default=Path("build"), help="folder for executed copies and web pages")
     added.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="set one of its knobs")
     added.add_argument("--update", action="store_true", help="for maintainers: put the outputs into notebooks/")
+
+
+def replicate_options(added: argparse.ArgumentParser) -> None:
+    """Describe the options of `replicate`."""
+    added.add_argument("notebook", nargs="*", help='such as "01" or a path; all that have boxes when left out')
+    added.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED", help="a run for each")
+    added.add_argument("--out", type=Path, default=Path("build/replicate"), help="folder for a build folder a seed")
 
 
 def model_option(added: argparse.ArgumentParser) -> None:

@@ -8,19 +8,20 @@ import matplotlib.pyplot as plt
 from IPython.display import Image, display
 from matplotlib.figure import Figure
 
-from helpers.machine.records import Registration, registration, save_record
+from helpers.machine.records import NOT_MEASURED, Registration, came_to, registration, save_record
 from helpers.text.boxes import box
 from helpers.text.outcome import Interval, Outcome
 
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#767676"
-# What a box shows, by its kind and what it came to: colour, mark and words.
+# What a box shows, by what it came to: colour, mark and words.
 VERDICTS = {
-    ("check", True): (GREEN, "✓", "checked"),
-    ("check", False): (RED, "✗", "broken"),
-    ("claim", True): (GREEN, "☑", "holds in this run"),
-    ("claim", False): (RED, "☐", "does not hold in this run"),
-    ("claim", None): (GREY, "?", "this run cannot tell"),
+    "checked": (GREEN, "✓", "checked"),
+    "broken": (RED, "✗", "broken"),
+    "holds": (GREEN, "☑", "holds in this run"),
+    "does not hold": (RED, "☐", "does not hold in this run"),
+    "cannot tell": (GREY, "?", "this run cannot tell"),
+    NOT_MEASURED: (GREY, "·", "not measured here"),
 }
 
 
@@ -63,7 +64,8 @@ def check(id: str, holds: bool, evidence: Mapping[str, object]) -> None:
 def claim(id: str, outcome: Outcome | bool, evidence: Mapping[str, object]) -> None:
     """Show whether a claim about the world held in this run, did not, or cannot be told, and save it for the conclusion.
 
-    outcome: what the measurement says, as `difference(...).above(0)` does; True or False where nothing was drawn.
+    outcome: what the measurement says, as `difference(...).above(0)` does; True or False where nothing was drawn. Where it
+    knows the smallest difference that its numbers would show, the box tells that too.
     Raises ValueError where data/claims.yaml has no claim of this id, or the evidence is empty; see `check`.
     """
     entry = registration(id, "claim")
@@ -73,7 +75,18 @@ def claim(id: str, outcome: Outcome | bool, evidence: Mapping[str, object]) -> N
         evidence = {**evidence, "would tell, if it is as it looks": enough}
     elif evidence and outcome.holds is None:
         evidence = {**evidence, "cannot tell": f"so few leave room for yes and no (unit: {entry.unit})"}
+    if evidence and outcome.power:
+        evidence = {**evidence, "these numbers would show": outcome.power}
     _tell(entry, outcome.holds, evidence)
+
+
+def not_measured(id: str, why: str) -> None:
+    """Show that a claim was not measured in this run, and save that for the conclusion: nothing is open that could be run.
+
+    why: what is missing, such as "the larger model is not installed: make larger".
+    Raises ValueError where data/claims.yaml has no claim of this id.
+    """
+    _tell(registration(id, "claim"), None, {NOT_MEASURED: why})
 
 
 def _tell(entry: Registration, holds: bool | None, evidence: Mapping[str, object]) -> None:
@@ -83,5 +96,5 @@ def _tell(entry: Registration, holds: bool | None, evidence: Mapping[str, object
     saved = {name: asdict(value) if isinstance(value, Interval) else value for name, value in evidence.items()}
     shown = {name: f"{value:,.3g}" if isinstance(value, float) else str(value) for name, value in evidence.items()}
     save_record(entry, {"holds": holds, "shown": shown, "evidence": saved})
-    color, mark, verdict = VERDICTS[entry.kind, holds]
+    color, mark, verdict = VERDICTS[came_to({"kind": entry.kind, "holds": holds, "shown": shown})]
     display(box(color, f"{mark} {entry.kind.title()} {entry.id}: {verdict}.", entry.sentence, shown), raw=True)

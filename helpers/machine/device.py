@@ -1,7 +1,14 @@
-"""Device: where to compute, and in what precision."""
+"""Device: where to compute, and in what precision; and what this machine is."""
 
 import os
+import platform
+import re
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
 
+import psutil
 import torch
 
 
@@ -33,3 +40,32 @@ def pick_dtype(device: torch.device) -> torch.dtype:
     capable = torch.cpu.get_capabilities() if device.type == "cpu" and not switch else {}
     fast = any(capable.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     return torch.bfloat16 if fast else torch.float32
+
+
+def cpu_name() -> str:
+    """Name the processor, as far as the system knows it."""
+    with suppress(OSError):  # Linux; some processors have no such line
+        if found := re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE):
+            return found[1].strip()
+    if sys.platform == "darwin":
+        asked = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True)
+        return asked.stdout.strip() or platform.machine()
+    return platform.processor() or platform.machine()
+
+
+def this_machine() -> dict[str, str | int | None]:
+    """Describe what computes here, without any name of the machine or its user.
+
+    cpu: its name.  cores: how many the system sees.  memory_gib: all of it.  gpu: its name, None without one.
+    computes_in: what `pick_dtype` chooses.  torch: its version.
+    """
+    device = pick_device()
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "Apple GPU" if device.type == "mps" else None
+    return {
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30),
+        "gpu": gpu,
+        "computes_in": str(pick_dtype(device)).removeprefix("torch."),
+        "torch": torch.__version__,
+    }

@@ -15,6 +15,15 @@ from helpers.machine.paths import DATA, build_folder
 
 REGISTER = DATA / "claims.yaml"
 NOTE = "recipe.json"  # in a model's folder
+NOT_MEASURED = "not measured"  # the one piece of evidence of such a record: its value says why
+# What a record came to, by its kind and whether it holds, where it was measured at all.
+CAME_TO = {
+    ("check", True): "checked",
+    ("check", False): "broken",
+    ("claim", True): "holds",
+    ("claim", False): "does not hold",
+    ("claim", None): "cannot tell",
+}
 # What of the data folder no lesson reads: what it is made of, and what describes it.
 UNREAD = ("source", "build.py", "soil.py", "README.md", "claims.yaml", "replications.json", "__pycache__")
 
@@ -108,13 +117,21 @@ def claims(folder: Path | None = None, since: float = 0.0) -> list[dict]:
     return current
 
 
+def came_to(record: Mapping) -> str:
+    """Say in words what a check or a claim came to: one of `CAME_TO`, or "not measured"."""
+    return NOT_MEASURED if NOT_MEASURED in record["shown"] else CAME_TO[record["kind"], record["holds"]]
+
+
 def tally(records: Iterable[Mapping]) -> str:
     """Count records in words, checks apart from claims: "checks 7 of 7; claims: 35 hold, 13 cannot tell, 1 does not"."""
-    count = Counter((record["kind"], record["holds"]) for record in records)
-    hold, fail, open_ = (count["claim", holds] for holds in (True, False, None))
-    checks = f"checks {count['check', True]} of {count['check', True] + count['check', False]}"
-    words = f"{hold} hold{'s' if hold == 1 else ''}, {open_} cannot tell, {fail} do{'es' if fail == 1 else ''} not"
-    return f"{checks}; claims: {words}"
+    count = Counter(map(came_to, records))
+    hold, fail = count["holds"], count["does not hold"]
+    checks = f"checks {count['checked']} of {count['checked'] + count['broken']}"
+    words = [f"{hold} hold{'s' if hold == 1 else ''}", f"{count['cannot tell']} cannot tell"]
+    words.append(f"{fail} do{'es' if fail == 1 else ''} not")
+    if NOT_MEASURED in count:
+        words.append(f"{count[NOT_MEASURED]} not measured")
+    return f"{checks}; claims: {', '.join(words)}"
 
 
 def write_note(folder: str | Path, **made: object) -> None:

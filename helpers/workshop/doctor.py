@@ -56,11 +56,11 @@ def check_machine(found: Findings) -> None:
     import psutil  # here, as it and torch may be among the packages that are missing
     import torch
 
-    from helpers.machine.device import pick_device, pick_dtype
+    from helpers.machine.device import this_machine
 
-    device = pick_device()
-    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{device.type}, {torch.get_num_threads()} threads"
-    found.line("device", f"{name}, computes in {str(pick_dtype(device)).removeprefix('torch.')}")
+    machine = this_machine()
+    name = machine["gpu"] or f"{machine['cpu']}, {torch.get_num_threads()} threads"
+    found.line("device", f"{name}, computes in {machine['computes_in']}")
     memory = psutil.virtual_memory().available / 2**30
     found.line("free memory", f"{memory:.1f} GiB", "" if memory >= 6 else "Close other programs: a finetune needs 6 GiB.")
     try:

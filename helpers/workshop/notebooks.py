@@ -29,7 +29,7 @@ from traitlets import default
 from helpers.machine.files import check_folder
 from helpers.machine.paths import ROOT
 from helpers.machine.progress import Bar
-from helpers.machine.records import claims, tally
+from helpers.machine.records import NOT_MEASURED, came_to, claims, tally
 
 NOTEBOOKS = ROOT / "notebooks"
 METADATA = {
@@ -38,8 +38,7 @@ METADATA = {
 }
 WIDGET = "application/vnd.jupyter.widget-view+json"
 BAR = re.compile(r"\d%\|.*\|.*\[|\d+\w+ \[\d\d:\d\d")  # as tqdm writes it, with or without a total
-# What the table names one by one: kind of record, what it came to, and how that is said.
-OPEN = (("check", False, "broken"), ("claim", False, "does not hold in this run"), ("claim", None, "cannot tell"))
+OPEN = ("broken", "does not hold", "cannot tell", NOT_MEASURED)  # what the table names one by one
 
 SOCKET_BYTES = 103  # the longest name of a Unix socket that every system takes
 # Where a cell shows widgets, kernel or client may sleep over a message, as both send past their own event loop:
@@ -98,18 +97,26 @@ def source_hash(notebook: nbformat.NotebookNode) -> str:
     return hashlib.sha256(code.encode()).hexdigest()
 
 
-def set_parameters(notebook: nbformat.NotebookNode, values: dict[str, str]) -> None:
-    """Set variables of the cell tagged "parameters"; raises ValueError for a name that is not there."""
-    cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
-    known = {
-        target.id
-        for cell in cells
+def _parameter_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    """The cells tagged "parameters"."""
+    return [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+
+
+def knobs(notebook: nbformat.NotebookNode) -> dict[str, str]:
+    """Read the variables of the cell tagged "parameters": name → value, as it stands there."""
+    return {
+        target.id: ast.unparse(node.value)
+        for cell in _parameter_cells(notebook)
         for node in ast.parse(cell.source).body
         if isinstance(node, ast.Assign)
         for target in node.targets
         if isinstance(target, ast.Name)
     }
-    lines = []
+
+
+def set_parameters(notebook: nbformat.NotebookNode, values: dict[str, str]) -> None:
+    """Set variables of the cell tagged "parameters"; raises ValueError for a name that is not there."""
+    known, lines = knobs(notebook), []
     for name, value in values.items():
         if name not in known:
             raise ValueError(f"This notebook has no parameter {name!r}. It has: {', '.join(sorted(known)) or 'none'}.")
@@ -119,7 +126,7 @@ def set_parameters(notebook: nbformat.NotebookNode, values: dict[str, str]) -> N
             value = repr(value)  # a bare word is a text
         lines.append(f"{name} = {value}")
     if lines:
-        at = notebook.cells.index(cells[-1]) + 1
+        at = notebook.cells.index(_parameter_cells(notebook)[-1]) + 1
         notebook.cells.insert(at, nbformat.v4.new_code_cell("\n".join(lines), metadata={"tags": ["injected-parameters"]}))
 
 
@@ -264,34 +271,51 @@ def table(reports: list[Report], say: Callable[[str], None]) -> None:
     first = max(len(report.name) for report in reports)
     second = max(map(len, ("checks and claims", *told)))
     say(f"\n{'notebook':<{first}}  minutes  {'checks and claims':<{second}}  result")
-    for report, came_to in zip(reports, told, strict=True):
-        say(f"{report.name:<{first}}  {report.minutes:7.1f}  {came_to:<{second}}  {report.failure or 'done'}")
-        for kind, holds, words in OPEN:
+    for report, counts in zip(reports, told, strict=True):
+        say(f"{report.name:<{first}}  {report.minutes:7.1f}  {counts:<{second}}  {report.failure or 'done'}")
+        for words in OPEN:
             for record in report.claims:
-                if (record["kind"], record["holds"]) == (kind, holds):
+                if came_to(record) == words:
                     say(f"{'':<{first}}  {words}: {record['id']} {record['text']}")
     if len(reports) > 1:
         say(f"In all: {tally(record for report in reports for record in report.claims)}")
 
 
 def run_notebooks(
-    names: list[str], out: Path, parameters: dict[str, str], update: bool, say: Callable[[str], None] = print
+    names: list[str],
+    out: Path,
+    parameters: dict[str, str],
+    update: bool,
+    say: Callable[[str], None] = print,
+    keep: Callable[[list[Report]], None] = lambda reports: None,
+) -> int:
+    """Run notebooks with the same parameters, one after another; see `run_each`. names: as `find` takes them."""
+    if update and parameters:
+        raise ValueError("--update commits the outputs of a full run; leave out -p.")
+    return run_each(dict.fromkeys(find(names), parameters), out, update, say, keep)
+
+
+def run_each(
+    settings: dict[Path, dict[str, str]],
+    out: Path,
+    update: bool,
+    say: Callable[[str], None],
+    keep: Callable[[list[Report]], None],
 ) -> int:
     """Run notebooks one after another, then print a table of minutes, claims and failures, whatever has happened.
 
+    settings: notebook → its parameters.  update: put the outputs of those that end well into their place.
+    keep: is given the reports at the end, also after a failure or a stop.
     Returns 0 when all went well, 1 when one failed, and 128 + N when signal N (Ctrl-C, SIGTERM, SIGHUP) has stopped the run.
-    Raises ValueError before anything runs: for an unknown notebook or parameter, and for a folder that cannot be written.
+    Raises ValueError before anything runs: for an unknown parameter, and for a folder that cannot be written.
     """
-    if update and parameters:
-        raise ValueError("--update commits the outputs of a full run; leave out -p.")
-    paths = find(names)
-    for path in paths:
+    for path, parameters in settings.items():
         set_parameters(nbformat.read(path, as_version=4), parameters)
     check_folder(out, "--out")
-    reports = [Report(path.stem, failure="not begun") for path in paths]
+    reports = [Report(path.stem, failure="not begun") for path in settings]
     with noted_signals() as heard:
         try:
-            for number, path in enumerate(paths):
+            for number, (path, parameters) in enumerate(settings.items()):
                 reports[number].failure = "stopped"
                 notebook, reports[number] = execute(path, out, parameters, stopped=lambda: bool(heard))
                 if update and not reports[number].failure:
@@ -300,5 +324,6 @@ def run_notebooks(
                     break
         finally:
             table(reports, say)
+            keep(reports)
     say(f"Executed copies and web pages are in {out}.")
     return 128 + heard[0] if heard else int(any(report.failure for report in reports))

@@ -6,10 +6,10 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 
 from helpers.evaluation import difference, interval
-from helpers.lesson import check, claim, say, show
+from helpers.lesson import check, claim, not_measured, say, show
 from helpers.machine.paths import build_folder
-from helpers.machine.records import registered
-from helpers.text.outcome import Outcome
+from helpers.machine.records import claims, registered, tally
+from helpers.text.outcome import Outcome, every
 
 InteractiveShell.instance()  # what is displayed can only be caught inside IPython
 
@@ -63,6 +63,30 @@ def test_a_claim_that_looks_wrong_and_cannot_be_told_says_that_nobody_knows_how_
     with capture_output():
         claim("C02", change.above(), {"difference": change})
     assert saved("C02")["shown"]["cannot tell"].startswith("so few leave room for yes and no")
+
+
+def test_a_claim_says_what_its_numbers_would_show():
+    change, steady = difference([0] * 24, [1] * 20 + [0] * 4), interval([2.0, 3.0] * 12, unit="nats")
+    for outcome in (change.above(), change.below(), every(change.above(0.7), steady.above(), True)):
+        with capture_output() as shown:
+            claim("C02", outcome, {"difference": change})
+        assert list(saved("C02")["shown"])[-1] == "these numbers would show"
+        assert shown.outputs[0].data["text/plain"].endswith(f"these numbers would show: {outcome.power}")
+    assert outcome.power == f"{100 * change.shows:.0f} points, {steady.shows:.2g} nats or more in 8 of 10 runs"
+    with capture_output():
+        claim("C02", True, {"nothing": "was drawn"})
+    assert list(saved("C02")["shown"]) == ["nothing"]
+
+
+def test_what_was_not_measured_is_no_doubt():
+    with capture_output() as shown:
+        not_measured("C12", "the larger model is not installed: make larger")
+    plain = shown.outputs[0].data["text/plain"]
+    assert plain.startswith(f"· Claim C12: not measured here. {registered()['C12'].sentence}\n   not measured: the larger")
+    assert saved("C12")["holds"] is None and saved("C12")["evidence"] == {"not measured": plain.split("measured: ")[1]}
+    assert tally(claims()) == "checks 0 of 0; claims: 0 hold, 0 cannot tell, 0 do not, 1 not measured"  # and is not missing
+    with pytest.raises(ValueError, match="C06 is a check"):
+        not_measured("C06", "why")
 
 
 @pytest.mark.parametrize(

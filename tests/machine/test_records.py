@@ -132,9 +132,11 @@ def test_a_register_with_a_field_too_many_or_too_few_is_refused(data, field, val
 
 def test_checks_and_claims_are_counted_apart():
     came_to = [("check", True)] * 2 + [("check", False)] + [("claim", True)] + [("claim", None)] * 3 + [("claim", False)] * 2
-    counted = [{"kind": kind, "holds": holds} for kind, holds in came_to]
+    counted = [{"kind": kind, "holds": holds, "shown": {"n": "1"}} for kind, holds in came_to]
     assert tally(counted) == "checks 2 of 3; claims: 1 holds, 3 cannot tell, 2 do not"
     assert tally(counted[:3]) == "checks 2 of 3; claims: 0 hold, 0 cannot tell, 0 do not"
+    unmeasured = [{"kind": "claim", "holds": None, "shown": {"not measured": "no larger model"}}] * 2
+    assert tally(counted + unmeasured) == "checks 2 of 3; claims: 1 holds, 3 cannot tell, 2 do not, 2 not measured"
     assert tally(counted[-1:]) == "checks 0 of 0; claims: 0 hold, 0 cannot tell, 1 does not"
 
 

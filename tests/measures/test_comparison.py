@@ -30,7 +30,7 @@ def test_verdict_on_equal_models():
     assert str(compare("new", table, "old", table)).endswith("Both get the same questions right.")
     even = Verdict("new", "old", Interval(0.0, -0.1, 0.1, 300, 100), 10)
     assert "(300 questions about 100 things)" in str(even)
-    assert "A difference of 5 points would show with about 2,394." in str(even)
+    assert "A difference of 5 points would show with about 2,400." in str(even)
     assert str(even).count("%") == 3
     other = table.assign(question="Another?")
     with pytest.raises(ValueError, match="answered different questions"):
