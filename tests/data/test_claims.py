@@ -33,7 +33,7 @@ CALLS = [
 
 def test_each_box_of_a_notebook_is_written_down_with_its_lesson_and_kind_and_each_entry_has_its_box():
     assert sorted(CALLS) == sorted((entry.id, entry.lesson, entry.kind) for entry in ENTRIES.values())
-    assert {id for id, _, _ in CALLS} >= {f"C{number:02}" for number in range(1, 50)}
+    assert {id for id, _, _ in CALLS} >= {f"C{number:02}" for number in (*range(1, 50), 59)}
 
 
 def test_what_decides_is_a_knob_of_the_lesson():
