@@ -35,7 +35,7 @@ CALLS = [
 def test_each_box_of_a_notebook_is_written_down_with_its_lesson_and_kind_and_each_entry_has_its_box():
     boxes = sorted(call for call in CALLS if call[2] != "not_measured")
     assert boxes == sorted((entry.id, entry.lesson, entry.kind) for entry in ENTRIES.values())
-    assert {id for id, _, _ in CALLS} >= {f"C{number:02}" for number in range(1, 50)}
+    assert {id for id, _, _ in CALLS} >= {f"C{number:02}" for number in (*range(1, 55), 59)}
 
 
 def test_what_may_be_left_unmeasured_is_a_claim_of_the_same_notebook_and_said_once():

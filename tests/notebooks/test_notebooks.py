@@ -31,7 +31,7 @@ from helpers.workshop.notebooks import (
 SMALL = {
     "01_why_finetune": {
         **{"wordings": "1", "max_steps": "3", "scarce_facts": "2", "test_facts": "3", "test_others": "6"},
-        **{"general_asked": "8"},
+        **{"general_asked": "8", "longest_answer": "12"},
     },
     "02_prompting_retrieval_or_finetuning": {
         **{"wordings": "1", "max_steps": "3", "test_facts": "3", "compared_facts": "2", "compared_others": "2"},
