@@ -71,10 +71,10 @@ def held(entry: Registration, runs: Sequence[Mapping]) -> tuple[int, int, int]:
     What was measured under another rule than today's does not count. Of runs with the same seed, machine and models, which
     are one run made again, the latest counts.
     """
-    latest = {}
+    latest, wanted = {}, (entry.id, entry.version)
     for run in runs:
         for box in run["boxes"]:
-            if (box["id"], box["version"]) == (entry.id, entry.version) and NOT_MEASURED not in box["shown"]:
+            if (box["id"], box["version"]) == wanted and NOT_MEASURED not in box["shown"]:
                 latest[json.dumps([run["seed"], run["machine"], run["models"]])] = box["holds"]
     told = [holds for holds in latest.values() if holds is not None]
     return sum(told), len(told), len(latest)
