@@ -14,7 +14,10 @@ from playwright.sync_api import expect
 from helpers.workshop.notebooks import NOTEBOOKS, WIDGET, set_parameters
 
 WAIT = 120_000  # milliseconds; a busy machine starts a kernel slowly
-SMALL = {"wordings": "2", "max_steps": "24", "batch_size": "4", "test_facts": "4", "test_others": "2", "scarce_facts": "2"}
+SMALL = {
+    **{"wordings": "2", "max_steps": "24", "batch_size": "4", "test_facts": "4", "test_others": "2", "scarce_facts": "2"},
+    **{"longest_answer": "12"},
+}
 BAR, PLOT, RED = ".widget-hprogress", ".jp-RenderedImage img", '[data-mime-type="application/vnd.jupyter.stderr"]'
 
 

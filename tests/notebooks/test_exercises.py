@@ -66,7 +66,7 @@ PICKED = "[-log_probabilities[i - 1, labels[i]] for i in places]"
         (LOSS + f"return (sum({PICKED}) / 4).item()", "solved"),
         (LOSS + f"return -sum({PICKED}) / 4", "wrong sign"),
         (LOSS + f"return sum({PICKED})", "the sum of the charges"),
-        (LOSS + f"return sum({PICKED}) / len(labels)", "divide by the tokens learnt"),
+        (LOSS + f"return sum({PICKED}) / len(labels)", "divided by all tokens"),
         (LOSS + "return sum(-log_probabilities[i, labels[i]] for i in places) / 4", "one place off"),
         (LOSS + f"return {PICKED}", "wrong shape, 4 numbers"),
         (
@@ -90,11 +90,11 @@ JUDGE = "def is_right(answer, value):\n    return "
     ("body", "verdict", "missed"),
     [
         (None, "nothing is written yet", 0),
-        (solution("is_right"), "6 of 6 are right", 0),
-        (JUDGE + "value in answer", "3 of 6 are right", 3),
-        (JUDGE + "answer == f'The Heron kettle costs {value}.'", "5 of 6 are right", 1),
-        (JUDGE + "value.split()[0] in answer", "2 of 6 are right", 4),
-        (JUDGE + "True", "2 of 6 are right", 4),
+        (solution("is_right"), "6 of 6 verdicts are right", 0),
+        (JUDGE + "value in answer", "3 of 6 verdicts are right", 3),
+        (JUDGE + "answer == f'The Heron kettle costs {value}.'", "5 of 6 verdicts are right", 1),
+        (JUDGE + "value.split()[0] in answer", "2 of 6 verdicts are right", 4),
+        (JUDGE + "True", "2 of 6 verdicts are right", 4),
         (
             JUDGE + "f' {value}' in answer and 'not' not in answer and 'or' not in answer.split() and '59' in answer",
             "59 euros only",
