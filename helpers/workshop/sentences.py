@@ -20,7 +20,7 @@ from helpers.data import draw
 from helpers.text.messages import DataError
 
 TRAIN = ("torch", "transformers", "sympy", "pandas", "scipy", "sklearn", "networkx", "IPython", "huggingface_hub")
-TRAIN += ("fontTools", "setuptools", "tornado", "prompt_toolkit", "pydantic", "jupyter_server", "pyarrow")
+TRAIN += ("fontTools", "tornado", "prompt_toolkit", "pydantic", "jupyter_server", "anyio", "jedi", "bs4")
 DEVELOPMENT = ("nltk", "PIL", "joblib", "jupyter_client", "aiohttp", "traitlets")
 TEST = ("matplotlib", "numpy", "datasets", "jinja2", "ipywidgets", "nbconvert", "mpmath", "accelerate")
 SKIPPED = {"tests", "testing", "vendor", "_vendor", "externals"}  # folders: tests, and the code of others
@@ -29,7 +29,7 @@ MARKS = ",.?"  # what may stand behind a word
 WORD = "[A-Za-z]+(?:['-][A-Za-z]+)*"
 PROSE = re.compile(rf"(?=[A-Z]){WORD}(?:,? {WORD})+[.?]")
 BREAK = re.compile(r"(?<=[.?!:])(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\bal\.)(?<!\bcf\.)(?<!\bvs\.)(?<!\betc\.)\s+(?=[A-Z])")
-CODE = re.compile(r"\b(?:None|True|False|[B-HJ-Zb-z])\b(?!')|(?<!^)\bA\b")  # values and variables of one letter
+CODE = re.compile(r"\b(?:None|True|False)\b|(?<!['-])\b[B-HJ-Zb-z]\b(?!['-])|(?<!^)\bA\b")  # values and variables of one letter
 FORMS: dict[str, Callable[[str], str]] = {
     "small": str.lower,
     "Title": str.capitalize,
