@@ -1,5 +1,6 @@
 """Lookup: no model at all: the stored answer of the known question that is nearest to the one asked."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -63,6 +64,19 @@ class Lookup:
     def answer(self, questions: Sequence[str]) -> list[str]:
         """Give the stored answer of the nearest question, or the refusal where none is near enough."""
         return [self._told(near, self.threshold) for near in self.nearest(questions)]
+
+    def with_answers(self, rows: Sequence[Example]) -> "Lookup":
+        """Make the same lookup with other answers to the same questions, as when a price has changed: at once.
+
+        Raises ValueError where a question is another one.
+        """
+        if [row.question for row in rows] != [row.question for row in self.rows]:
+            raise ValueError(
+                "These rows ask other questions. Make a new lookup of them: Lookup(rows, ...).choose(development)."
+            )
+        changed = copy.copy(self)
+        changed.rows = list(rows)
+        return changed
 
     def _told(self, near: Nearest, threshold: float) -> str:
         return self.rows[near.row].answer if near.score >= threshold else self.refusal

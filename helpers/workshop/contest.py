@@ -13,7 +13,7 @@ from helpers.data import Example, draw, read
 from helpers.evaluation import difference, evaluate, interval, judge, unpaired_difference
 from helpers.generation import generate
 from helpers.machine.paths import DATA
-from helpers.retrieval.search import Passage, is_hit
+from helpers.retrieval.search import Index, Passage, is_hit
 from helpers.text.outcome import Interval, Outcome
 from helpers.tokenization import encode_all, prompt_ids
 from helpers.training import Config, train
@@ -110,7 +110,7 @@ def ask(name: str, contender: Contender, examples: Sequence[Example], max_new_to
     """Let a contender answer, and judge it: the table of `judge` with four columns more.
 
     sort: see `SORTS`.  beyond: words that the reference does not need.
-    flops: operations of the request, two for each weight and token, read or written, and those of the search.
+    gflop: billions of operations of the request: two for each weight and token, read or written, and those of the search.
     seconds: what the whole batch took, shared evenly; what all prompts begin with is read once for all.
     """
     clock = time.perf_counter()
@@ -125,7 +125,7 @@ def ask(name: str, contender: Contender, examples: Sequence[Example], max_new_to
     if contender.model is not None:
         read_tokens = [len(prompt_ids(contender.tokenizer, prompt)) for prompt in prompts]
         tokens += read_tokens + table["answer"].map(lambda text: len(contender.tokenizer(text).input_ids)).to_numpy()
-    table["flops"] = 2.0 * contender.weights * tokens + contender.search
+    table["gflop"] = (2.0 * contender.weights * tokens + contender.search) / 1e9
     table["seconds"] = seconds / len(examples)
     return table
 
@@ -163,6 +163,10 @@ class Results:
         """Compute a contender's mean with its interval; what was drawn together goes together."""
         rows = self.part(name, sorts)
         return interval(rows[column], rows["fact"], unit)
+
+    def means(self, names: Iterable[str], column: str, sorts: str | Sequence[str], unit: str = "%") -> dict[str, Interval]:
+        """Compute `mean` for several contenders, by name."""
+        return {name: self.mean(name, column, sorts, unit) for name in names}
 
     def better(self, name: str, other: str, column: str, sorts: str | Sequence[str], unit: str = "%") -> Interval:
         """Compute how far `name` lies above `other` on the same questions, with its paired interval."""
@@ -209,6 +213,12 @@ def turned_round(
         table = read_texts(["\n\n".join(texts[i] for i in order)] * len(order), [about[i] for i in order])
         tables.append(table.assign(place=[("beginning", "middle", "end")[k // third] for k in range(len(order))]))
     return pd.concat(tables, ignore_index=True)
+
+
+def finds(index: Index, examples: Sequence[Example], k: int) -> np.ndarray:
+    """Tell for each question about a fact whether the search's first `k` passages hold its answer: [examples] of bool."""
+    lists = index.search([example.question for example in examples], k)
+    return np.array([is_hit(found, needed(example)) for found, example in zip(lists, examples, strict=True)])
 
 
 def by_hit(table: pd.DataFrame, found: Sequence[bool]) -> tuple[dict[str, Interval], Outcome]:
@@ -269,3 +279,10 @@ def leaked(
     rows = [secret for secret, count in zip(planted, copies, strict=True) for _ in range(count)]
     train(victim, encode_all(tokenizer, [*rows, *beside]), config)
     return evaluate(victim, tokenizer, planted, max_new_tokens=24)["correct"].to_numpy(dtype=bool)
+
+
+def timed(change: Callable[[], Any]) -> tuple[Any, float]:
+    """Return what a change makes, and the seconds that it takes."""
+    clock = time.perf_counter()
+    made = change()
+    return made, time.perf_counter() - clock

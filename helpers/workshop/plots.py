@@ -1,11 +1,13 @@
 """Plots: the loss while it falls, and bars with intervals: what only some lessons draw."""
 
 import time
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import DisplayHandle, Image, display
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from helpers.lesson import BLUE, GREEN, GREY, ORANGE, RED, as_image
 from helpers.text.outcome import Interval
@@ -70,3 +72,44 @@ def compare_bars(ax: Axes, groups: dict[str, dict[str, Interval]], ylabel: str) 
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}" if value <= 1.001 else "")
     ax.grid(axis="x", visible=False)
     ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=len(groups))
+
+
+def line_plot(axes: Axes, x: Sequence[float], series: Mapping[str, Sequence[float]], across: str, up: str) -> str:
+    """Draw a line for each series of shares, with the axes' names; return in words where each begins and ends."""
+    for (name, values), color in zip(series.items(), (GREY, ORANGE, BLUE, GREEN, RED), strict=False):
+        axes.plot(x, values, "o-", color=color, label=name)
+    axes.set(xlabel=across, ylabel=up, ylim=(0, 1.03), xticks=list(x))
+    axes.legend(frameon=False)
+    return ", ".join(f"{name}: from {values[0]:.0%} to {values[-1]:.0%}" for name, values in series.items())
+
+
+def dot_panels(panels: Mapping[str, Mapping[str, Interval]], marked: str = "tuned") -> tuple[Figure, str]:
+    """Draw shares as dots with their intervals: a panel a measure, a row a contender; and say them in words.
+
+    marked: contenders with this in their name are drawn in another colour and shape.
+    """
+    names = list(next(iter(panels.values())))
+    figure, all_axes = plt.subplots(1, len(panels), figsize=(16, 1.2 + 0.42 * len(names)), sharey=True, squeeze=False)
+    for axes, (title, values) in zip(all_axes[0], panels.items(), strict=True):
+        for place, value in enumerate(values.values()):
+            axes.plot([value.low, value.high], [place, place], color=GREY)
+            color, shape = (ORANGE, "D") if marked in names[place] else (BLUE, "o")
+            axes.plot(value.mean, place, shape, color=color, markersize=10)
+        axes.set(title=title, xlim=(-0.05, 1.05), xticks=(0, 0.5, 1), yticks=range(len(names)), yticklabels=names)
+        axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    all_axes[0][0].invert_yaxis()
+    told = [f"{title}, {name} {value.mean:.0%}" for title, part in panels.items() for name, value in part.items()]
+    return figure, "; ".join(told)
+
+
+def cost_plot(cost: Mapping[str, float], right: Mapping[str, float], marked: str = "tuned") -> tuple[Figure, str]:
+    """Draw what each contender costs, in seconds a request on a logarithmic axis, against its share of right answers."""
+    figure, axes = plt.subplots(figsize=(11, 5.5))
+    for name, seconds in cost.items():
+        color, shape = (ORANGE, "D") if marked in name else (BLUE, "o")
+        axes.plot(seconds, right[name], shape, color=color, markersize=12)
+        axes.annotate(name, (seconds, right[name]), xytext=(9, 6), textcoords="offset points", fontsize=12)
+    axes.set(xscale="log", ylim=(0, 1.05), ylabel="right, all questions", title="Cost and accuracy: up and left is better")
+    axes.set_xlabel("seconds a request, many at once (each step is ten times as long)")
+    axes.margins(x=0.2)
+    return figure, "; ".join(f"{name}: {seconds:.3f} seconds, {right[name]:.0%} right" for name, seconds in cost.items())

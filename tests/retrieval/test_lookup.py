@@ -1,5 +1,7 @@
 """The lookup: the stored answer of the nearest known question, declined below a threshold that was chosen."""
 
+from dataclasses import replace
+
 import pytest
 
 from helpers.data import Example
@@ -52,3 +54,12 @@ def test_what_cannot_be_looked_up_is_refused_in_a_line():
         Lookup([], REFUSAL)
     with pytest.raises(ValueError, match="way is 'both'; it has to be one of words, meaning"):
         Lookup(ROWS, REFUSAL, "both")
+
+
+def test_other_answers_to_the_same_questions_are_known_at_once():
+    lookup, dearer = Lookup(ROWS, REFUSAL), [replace(ROWS[0], answer="The Heron kettle costs 170 euros."), *ROWS[1:]]
+    changed = lookup.with_answers(dearer)
+    assert changed.answer([ROWS[0].question, ROWS[2].question]) == [dearer[0].answer, ROWS[2].answer]
+    assert lookup.answer([ROWS[0].question]) == [ROWS[0].answer]
+    with pytest.raises(ValueError, match="ask other questions"):
+        lookup.with_answers(ROWS[:2])
