@@ -4,10 +4,12 @@ import re
 from types import SimpleNamespace
 
 import nbformat
+import pandas as pd
 import pytest
 import torch
 from torch.nn.functional import nll_loss
 
+from helpers.text.outcome import Interval
 from helpers.tokenization import IGNORED, Row
 from helpers.workshop.notebooks import NOTEBOOKS
 
@@ -109,3 +111,15 @@ def test_a_judge_is_told_which_answers_it_gets_wrong_and_why(body, verdict, miss
     assert verdict in said and said.count("\n* ") == missed
     if missed == 3:
         assert "159 is another number than 59" in said and "denied" in said and "second value" in said and "59.50" not in said
+
+
+def test_guesses_are_held_against_what_was_measured_and_none_is_no_guess():
+    space = {"pd": pd}
+    exec(cell("my_guess = {"), space)
+    assert list(space["my_guess"].values()) == [None] * 3
+    for name, low, high in (("right", 0.8, 0.95), ("invented", 0.1, 0.4), ("knowledge", 0.4, 0.6)):
+        space[name] = {"after": Interval((low + high) / 2, low, high, 30, 30)}
+    space["my_guess"] = dict(zip(space["my_guess"], (90, 50, None), strict=True))
+    exec(cell("for guess, i in zip"), space)
+    assert list(space["table"]["inside the interval"]) == ["yes", "no", ""]
+    assert list(space["table"]["your guess"]) == ["90%", "50%", "none"]
