@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from helpers.data import Example, draw, read
-from helpers.evaluation import difference, evaluate, interval, judge, unpaired_difference
+from helpers.evaluation import consistent, difference, evaluate, interval, judge, unpaired_difference
 from helpers.generation import generate
 from helpers.machine.paths import DATA
 from helpers.retrieval.search import Index, Passage, is_hit
@@ -69,6 +69,21 @@ def other_questions(split: str, count: int, seed: int) -> list[Example]:
     for kind in ("unanswerable", "off_topic"):
         drawn += sample(f"{split}, {kind}", read(DATA / "evaluation" / split / f"{kind}.jsonl"), count, seed)
     return drawn
+
+
+def questions_for_all(facts: Sequence[str], far_facts: int, several: int, others: int, seed: int) -> list[Example]:
+    """Put the contest's questions together: each of `SORTS`, in their order.
+
+    New words: two wordings of each fact.  Far wordings: of so many of them, which are about products, shops or departments,
+    two with typing errors and one that tells a situation. Then so many of the other sorts, drawn.
+    """
+    asked = questions_about(facts, "test", 2)
+    of_things = [fact for fact in facts if not fact.startswith("policy")][:far_facts]
+    for example in questions_about(of_things, "test", file="far"):
+        if "german" not in example.id and not example.id.endswith("indirect2"):
+            asked.append(example)
+    several_facts = read(DATA / "evaluation" / "test" / "multi_fact.jsonl")
+    return [*asked, *sample("several facts", several_facts, several, seed), *other_questions("test", others, seed)]
 
 
 def with_price(example: Example, more: int) -> Example:
@@ -203,11 +218,13 @@ def turned_round(
 ) -> pd.DataFrame:
     """Ask for facts with one passage of each in one long prompt, three times, turned round; and with their passage alone.
 
-    Each fact stands once in each third. place: "beginning", "middle", "end" or "alone".
+    Each fact stands once in each third; of facts that three do not divide, the last one or two are left out.
+    place: "beginning", "middle", "end" or "alone".
     """
+    facts = list(facts)[: max(1, len(facts) // 3 * 3)]
     about = [questions_about([fact], "test", 1)[0] for fact in facts]
     texts = [str(gold[fact][0]) for fact in facts]
-    tables, third = [read_texts(texts, about).assign(place="alone")], -(-len(facts) // 3)
+    tables, third = [read_texts(texts, about).assign(place="alone")], max(1, len(facts) // 3)
     for turn in range(3):
         order = [*range(turn * third, len(facts)), *range(min(turn * third, len(facts)))]
         table = read_texts(["\n\n".join(texts[i] for i in order)] * len(order), [about[i] for i in order])
@@ -286,3 +303,36 @@ def timed(change: Callable[[], Any]) -> tuple[Any, float]:
     clock = time.perf_counter()
     made = change()
     return made, time.perf_counter() - clock
+
+
+def scorecard(results: Results, contenders: Mapping[str, Contender], latency: pd.DataFrame) -> pd.DataFrame:
+    """Write the scorecard in words: a row a contender; shares with their intervals.
+
+    latency: seconds of single requests, see `taking_turns`, of those that were timed.
+    """
+    card = {}
+    for name, contender in contenders.items():
+        new_words = results.part(name, NEW_WORDS)
+        seconds = latency[name].quantile([0.5, 0.95]) if name in latency else []
+        card[name] = {sort: str(results.mean(name, "correct", sort)) for sort in SORTS} | {
+            "consistent": str(interval(consistent(new_words))),
+            "wrong values": str(results.mean(name, "hallucinated", NEW_WORDS)),
+            "inventions": str(results.mean(name, "hallucinated", NO_ANSWER)),
+            "words beyond": f"{new_words['beyond'].mean():.1f}",
+            "one request, seconds: median, 95%": ", ".join(f"{value:.2f}" for value in seconds) or "not timed",
+            "in a batch, seconds": f"{results.part(name, SORTS)['seconds'].mean():.3f}",
+            "beforehand": f"{contender.setup:,.0f} s, {contender.rows:,} rows",
+        }
+    return pd.DataFrame(card).T
+
+
+def euros(machine_hour: float, row_seconds: float, hour_wage: float, seconds: float = 0.0, rows: int = 0) -> float:
+    """Compute what seconds of the machine and rows that somebody writes cost, by an hour's price of each."""
+    return seconds / 3600 * machine_hour + rows * row_seconds / 3600 * hour_wage
+
+
+def reconciled(found: np.ndarray, given: Mapping[str, Interval], right: float) -> str:
+    """Say how found and read add up to right: `given` as from `by_hit`, right: the share of all answers that are."""
+    hit, then = found.mean(), {name: given[name].mean if name in given else 0.0 for name in ("found", "missed")}
+    parts = f"**{hit:.0%}** found, **{then['found']:.0%}** of these right; **{1 - hit:.0%}** missed, **{then['missed']:.0%}**"
+    return f"{parts} of these right; together **{right:.0%}** right"

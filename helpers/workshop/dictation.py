@@ -12,6 +12,7 @@ from sklearn.feature_extraction import FeatureHasher
 from sklearn.linear_model import SGDClassifier
 
 from helpers.data import Example
+from helpers.evaluation import interval
 from helpers.workshop.sentences import FORMS, MARKS, Sentence, form, harder
 
 OPENERS = ("by default", "for example", "in particular", "in this case", "in addition", "however", "otherwise", "therefore")
@@ -120,3 +121,14 @@ def mark_of(word: str) -> str:
 def marks_f1(table: pd.DataFrame) -> float:
     """Compute F1 of the marks over all rows of a `compare_written`: 1 where all are right, none missing, none added."""
     return float(2 * table.right.sum() / max(1, table.wanted.sum() + table.given.sum()))
+
+
+def summary(table: pd.DataFrame) -> dict[str, str]:
+    """Say in words how a contender wrote: see `compare_written`."""
+    hard = table["exact"][table["harder"]]
+    return {
+        "exact": str(interval(table["exact"])),
+        "exact, harder": str(interval(hard)) if len(hard) else "none",
+        "marks, F1": f"{marks_f1(table):.2f}",
+        "words kept": f"{table['kept'].mean():.1%}",
+    }

@@ -1,0 +1,149 @@
+"""The contest of lesson 2: what is asked, how contenders answer, and how they are compared."""
+
+import numpy as np
+import pytest
+
+from helpers.data import Example, read
+from helpers.machine.paths import DATA
+from helpers.models import load_model
+from helpers.retrieval.search import Passage, read_passages
+from helpers.training import Config
+from helpers.workshop import contest
+from helpers.workshop.contest import FAR, NEW_WORDS, NO_ANSWER, OFF_TOPIC, SEVERAL, SORTS, Contender, Results
+
+UNKNOWN = "Sorry, that is not in our handbook."
+PRICES = ("heron.price", "falcon.price", "onyx.price")
+
+
+@pytest.fixture(scope="module")
+def asked():
+    return contest.questions_for_all([*PRICES, "policy.returns"], 2, 3, 4, seed=0)
+
+
+def test_all_sorts_are_asked_in_their_order_and_none_stands_in_the_rows(asked):
+    sorts = [contest.sort_of(example) for example in asked]
+    assert list(dict.fromkeys(sorts)) == list(SORTS)
+    count = {sort: sorts.count(sort) for sort in SORTS}
+    assert count[SEVERAL] == 3 and count[NO_ANSWER] == count[OFF_TOPIC] == 4
+    assert count[NEW_WORDS] >= 6 and count[FAR] == 6
+    far = [example.id for example in asked if contest.sort_of(example) == FAR]
+    assert sorted(id.split("/")[1] for id in far) == ["far_indirect1"] * 2 + ["far_typos1"] * 2 + ["far_typos2"] * 2
+    seen = {row.key for row in read(DATA / "train.jsonl")}
+    assert not [example for example in asked if example.key in seen]
+    assert asked == contest.questions_for_all([*PRICES, "policy.returns"], 2, 3, 4, seed=0)
+    assert asked != contest.questions_for_all([*PRICES, "policy.returns"], 2, 3, 4, seed=1)
+
+
+def test_a_passage_holds_a_fact_by_value_and_name_and_is_found_within_a_text():
+    passages = [
+        Passage("product-heron.md", "The Heron kettle", "It sells for 59 euros. "),
+        Passage("product-falcon.md", "The Falcon stove", "It sells for 84 euros."),
+    ]
+    gold = contest.gold_passages(passages, contest.questions_about(PRICES, "test", 1))
+    assert [gold[fact] for fact in PRICES] == [passages[:1], passages[1:], []]
+    assert contest.facts_within("It  sells for\n84 euros. And on.", gold) == {"falcon.price"}
+    whole = contest.gold_passages(read_passages(DATA / "handbook"), read(DATA / "evaluation" / "test" / "facts.jsonl"))
+    assert len(whole) == 332 and sum(map(bool, whole.values())) > 300
+
+
+def test_another_price_changes_answer_value_and_page_and_nothing_else():
+    (example,) = contest.questions_about(["heron.price"], "test", 1)
+    dearer = contest.with_price(example, 111)
+    assert (example.values, dearer.values) == (("59 euros",), ("170 euros",))
+    assert dearer.answer == "The Heron kettle costs 170 euros." and dearer.question == example.question
+    pages = [Passage("product-heron.md", "", "59 euros, and 590 grams"), Passage("product-falcon.md", "", "59 euros")]
+    changed = contest.repriced(pages, {"heron": "59 euros"}, {"heron": "170 euros"})
+    assert [page.text for page in changed] == ["170 euros, and 590 grams", "59 euros"]
+
+
+def told(asked, right):
+    """A contender without a model that is right where `right` says so, and else declines."""
+    answers = {example.question: example.answer for example in asked}
+    return Contender(lambda question: answers[question] if right(question) else UNKNOWN)
+
+
+def test_tables_are_compared_by_sort_and_the_fastest_good_one_is_named(asked):
+    arms = {"all": told(asked, lambda question: True), "none": told(asked, lambda question: False)}
+    results = Results({name: contest.ask(name, arm, asked) for name, arm in arms.items()})
+    table = results.tables["all"]
+    assert table["correct"].all() and (table["gflop"] == 0).all() and (table["beyond"] == 0).all()
+    assert results.mean("none", "correct", NEW_WORDS).mean == 0 and results.mean("none", "correct", NO_ANSWER).mean == 1
+    assert results.better("all", "none", "correct", (NEW_WORDS, FAR)).mean == 1
+    assert results.better("none", "all", "refused", NEW_WORDS).mean == 1
+    assert results.means(arms, "correct", OFF_TOPIC)["none"].mean == 1
+    assert (results.highest(arms, "correct", FAR), results.lowest(arms, "correct", FAR)) == ("all", "none")
+    results.tables["all"]["seconds"], results.tables["none"]["seconds"] = 2.0, 1.0
+    assert results.fastest_good("correct", NEW_WORDS) == "all"
+    assert results.fastest_good("correct", NO_ANSWER) == "none", "both are right: the faster"
+    card = contest.scorecard(results, arms, contest.taking_turns({"all": arms["all"]}, [asked[0].question]))
+    assert list(card.index) == ["all", "none"] and card.loc["none", "one request, seconds: median, 95%"] == "not timed"
+    assert card.loc["all", NEW_WORDS].startswith("100.0%")
+
+
+def test_a_model_is_charged_for_each_token_that_it_reads_and_writes(tiny):
+    model, tokenizer = load_model(tiny, device="cpu")
+    arm = Contender(lambda question: question, model, tokenizer, search=5e9)
+    examples = [
+        Example("How much?", "9 euros", facts=("a",)),
+        Example("How much is the long one, please?", "9 euros", facts=("b",)),
+    ]
+    table = contest.ask("tiny", arm, examples, max_new_tokens=1)
+    assert (table["gflop"] > 5).all() and table["gflop"][1] > table["gflop"][0]
+    per_token = 2 * arm.weights / 1e9
+    assert (table["gflop"][0] - 5) / per_token == pytest.approx(round((table["gflop"][0] - 5) / per_token), abs=1e-6)
+
+
+def test_contenders_take_turns_so_that_each_comes_first():
+    order = []
+    arms = {name: Contender(lambda question, name=name: order.append(name) or "") for name in "abc"}
+    seconds = contest.taking_turns(arms, ["one", "two", "three"])
+    assert "".join(order) == "abcbcacab" and list(seconds.columns) == ["a", "b", "c"] and len(seconds) == 3
+    assert (seconds >= 0).all().all()
+
+
+def test_each_fact_stands_once_in_each_third_of_the_long_prompt():
+    facts = [f"{name}.{what}" for name in ("heron", "falcon", "onyx") for what in ("price", "weight")] + ["heron.colour"]
+    gold = {fact: [Passage("", fact, fact)] for fact in facts}
+    prompts = []
+
+    def read_texts(texts, examples):
+        prompts.append(list(texts))
+        return contest.ask("none", Contender(lambda question: UNKNOWN), examples)
+
+    places = contest.turned_round(read_texts, facts, gold)
+    assert places.groupby(["fact", "place"]).size().to_dict() == {
+        (fact, place): 1 for fact in facts[:6] for place in ("alone", "beginning", "middle", "end")
+    }
+    assert prompts[0] == [str(gold[fact][0]) for fact in facts[:6]]
+    assert all(len(set(texts)) == 1 and texts[0].count("\n\n") == 5 for texts in prompts[1:]) and len(prompts) == 4
+    assert prompts[2][0].startswith(str(gold[facts[2]][0])), "the third that stood in the middle comes first"
+    assert len(contest.turned_round(read_texts, facts[:1], gold)) == 4
+
+
+def test_found_and_read_add_up(asked):
+    facts = [example for example in asked if contest.sort_of(example) == NEW_WORDS]
+    table = contest.ask("half", told(asked, lambda question: question in {e.question for e in facts[:4]}), facts)
+    found = np.array([True] * 5 + [False] * (len(facts) - 5))
+    given, better = contest.by_hit(table, found)
+    assert (given["found"].mean, given["missed"].mean) == (0.8, 0.0) and better.holds in (None, True)
+    share = table["correct"].mean()
+    assert found.mean() * 0.8 == pytest.approx(share)
+    assert "**80%** of these right" in contest.reconciled(found, given, share)
+    only, untold = contest.by_hit(table, np.ones(len(facts), bool))
+    assert list(only) == ["found"] and untold.holds is None
+
+
+def test_secrets_differ_and_copies_are_learnt(tiny):
+    planted = contest.secrets(30, seed=0)
+    assert len({secret.question for secret in planted}) == len({secret.values for secret in planted}) == 30
+    model, tokenizer = load_model(tiny, device="cpu")
+    before = model.lm_head.weight.clone()
+    told = contest.leaked(model, tokenizer, planted[:2], [2, 1], planted[5:6], Config(max_steps=1))
+    assert told.shape == (2,) and told.dtype == bool and (model.lm_head.weight == before).all(), "a copy has learnt"
+
+
+def test_money_is_machine_time_and_rows():
+    assert contest.euros(3.6, 36, 100, seconds=1000) == pytest.approx(1.0)
+    assert contest.euros(3.6, 36, 100, seconds=0, rows=2) == pytest.approx(2.0)
+    made, seconds = contest.timed(lambda: 7)
+    assert made == 7 and seconds >= 0
