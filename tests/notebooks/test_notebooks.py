@@ -34,9 +34,12 @@ SMALL = {
         **{"general_asked": "8", "longest_answer": "12"},
     },
     "02_prompting_retrieval_or_finetuning": {
-        **{"wordings": "1", "max_steps": "3", "test_facts": "3", "compared_facts": "2", "compared_others": "2"},
-        **{"development_facts": "2", "stuffed_tokens": "700", "reading_rows": "4", "position_facts": "3"},
-        **{"searched_asked": "2", "small_steps": "2", "general_asked": "8", "timed_requests": "1"},
+        **{"wordings": "1", "max_steps": "3", "asked_facts": "6", "compared_facts": "4", "far_facts": "2"},
+        **{"several_asked": "2", "compared_others": "2", "development_facts": "2", "development_others": "1"},
+        **{"stuffed_tokens": "700", "inside_facts": "2", "reading_rows": "4", "position_facts": "3"},
+        **{"corrected_facts": "2", "neighbours_asked": "4", "correcting_steps": "2", "canaries": "4"},
+        **{"general_asked": "4", "timed_requests": "2", "dictated_rows": "20", "dictated_asked": "6"},
+        **{"tickets_taught": "20", "tickets_asked": "6"},
     },
     "03_where_finetuning_fits_in": {
         **{"hidden_size": "32", "layers": "2", "pretraining_steps": "16", "samples_written": "2", "general_asked": "4"},
