@@ -30,11 +30,8 @@ WORD = "[A-Za-z]+(?:['-][A-Za-z]+)*"
 PROSE = re.compile(rf"(?=[A-Z]){WORD}(?:,? {WORD})+[.?]")
 BREAK = re.compile(r"(?<=[.?!:])(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\bal\.)(?<!\bcf\.)(?<!\bvs\.)(?<!\betc\.)\s+(?=[A-Z])")
 CODE = re.compile(r"\b(?:None|True|False)\b|(?<!['-])\b[B-HJ-Zb-z]\b(?!['-])|(?<!^)\bA\b")  # values and variables of one letter
-FORMS: dict[str, Callable[[str], str]] = {
-    "small": str.lower,
-    "Title": str.capitalize,
-    "CAPITALS": str.upper,
-}  # how a word may be written
+# How a word may be written, and how to write it so.
+FORMS: dict[str, Callable[[str], str]] = {"small": str.lower, "Title": str.capitalize, "CAPITALS": str.upper}
 UNSURE = re.compile(  # where two people would not agree on a comma: sentences without it are left out
     r"\w, (?:[\w'-]+ ){1,3}(?:and|or) "  # before the last of a list: this, that, and those
     r"|^(?:If|When|While|Since|Because|Although|After|Once|Unless)\b[^,]*$"  # after a clause that comes first
