@@ -4,7 +4,7 @@ Here are its rows, the contenders that need no language model, what the others a
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import SequenceMatcher
 
 import pandas as pd
@@ -13,7 +13,7 @@ from sklearn.linear_model import SGDClassifier
 
 from helpers.data import Example
 from helpers.evaluation import interval
-from helpers.workshop.sentences import FORMS, MARKS, Sentence, form, harder
+from helpers.workshop.sentences import FORMS, MARKS, Sentence, dictated, form, harder
 
 OPENERS = ("by default", "for example", "in particular", "in this case", "in addition", "however", "otherwise", "therefore")
 QUESTIONS = {"what", "who", "why", "where", "whose"}  # a sentence that begins so is taken for a question
@@ -125,10 +125,18 @@ def marks_f1(table: pd.DataFrame) -> float:
 
 def summary(table: pd.DataFrame) -> dict[str, str]:
     """Say in words how a contender wrote: see `compare_written`."""
-    hard = table["exact"][table["harder"]]
+    parts = {"exact, harder": table["exact"][table["harder"]], "exact, others": table["exact"][~table["harder"]]}
     return {
         "exact": str(interval(table["exact"])),
-        "exact, harder": str(interval(hard)) if len(hard) else "none",
+        **{name: f"{part.mean():.0%}" if len(part) else "none" for name, part in parts.items()},
         "marks, F1": f"{marks_f1(table):.2f}",
         "words kept": f"{table['kept'].mean():.1%}",
     }
+
+
+def checked(heard: Sequence[str], answers: Sequence[str], instead: Callable[[Sequence[str]], list[str]]) -> list[str]:
+    """Keep an answer that has the words that were dictated; where one was changed, write the sentence by `instead`."""
+    return [
+        answer if dictated(answer) == text else other
+        for text, answer, other in zip(heard, answers, instead(heard), strict=True)
+    ]

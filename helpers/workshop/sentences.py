@@ -19,7 +19,17 @@ from sklearn.feature_extraction.text import CountVectorizer
 from helpers.data import draw
 from helpers.text.messages import DataError
 
-TRAIN = ("torch", "transformers", "sympy", "pandas", "scipy", "sklearn", "networkx", "IPython", "huggingface_hub")
+TRAIN: tuple[str, ...] = (
+    "torch",
+    "transformers",
+    "sympy",
+    "pandas",
+    "scipy",
+    "sklearn",
+    "networkx",
+    "IPython",
+    "huggingface_hub",
+)
 TRAIN += ("fontTools", "tornado", "prompt_toolkit", "pydantic", "jupyter_server", "anyio", "jedi", "bs4")
 DEVELOPMENT = ("nltk", "PIL", "joblib", "jupyter_client", "aiohttp", "traitlets")
 TEST = ("matplotlib", "numpy", "datasets", "jinja2", "ipywidgets", "nbconvert", "mpmath", "accelerate")
@@ -106,8 +116,9 @@ def _docstrings(code: str) -> Iterator[str]:
 def _of_package(package: str, seed: int) -> Iterator[str]:
     """Yield the sentences of a package's docstrings, its files in an order that is drawn."""
     spec = util.find_spec(package)
-    folder = Path(spec.submodule_search_locations[0])
-    paths = [path for path in sorted(folder.rglob("*.py")) if not SKIPPED & set(path.relative_to(folder).parts)]
+    folders = [Path(place) for place in (spec and spec.submodule_search_locations) or ()]  # none: a module of one file
+    found = ((folder, path) for folder in folders for path in sorted(folder.rglob("*.py")))
+    paths = [path for folder, path in found if not SKIPPED & set(path.relative_to(folder).parts)]
     for path in draw(f"files of {package}", seed).sample(paths, len(paths)):
         code = path.read_text("utf-8", errors="replace")
         if code.count('"""') * 1000 > len(code):  # files that are mostly code would take longest, for few sentences

@@ -4,7 +4,7 @@ import pytest
 
 from helpers.models import load_model
 from helpers.tokenization import encode_all, prompt_ids
-from helpers.workshop.dictation import Tagger, asked, compare_written, marks_f1, prompt, row, rule
+from helpers.workshop.dictation import Tagger, asked, checked, compare_written, marks_f1, prompt, row, rule
 from helpers.workshop.sentences import Sentence, dictated
 
 WRITTEN = Sentence("By default, Kathy doesn't use the well-known GPU.", "somewhere")
@@ -80,3 +80,8 @@ def test_f1_of_the_marks():
     assert marks_f1(compare_written([sentence], [sentence.text])) == 1
     assert marks_f1(compare_written([sentence], ["If it rains we stay."])) == pytest.approx(2 / 3)
     assert marks_f1(compare_written([sentence], ["if it rains we stay"])) == 0
+
+
+def test_an_answer_that_changed_a_word_is_written_by_the_other():
+    heard, answers = ["it works now", "we say so"], ["It works now.", "We said so."]
+    assert checked(heard, answers, lambda texts: [text.upper() for text in texts]) == ["It works now.", "WE SAY SO"]
