@@ -2,8 +2,9 @@
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ import pandas as pd
 
 from helpers.data import Example, draw, read
 from helpers.evaluation import consistent, difference, evaluate, interval, judge, unpaired_difference
-from helpers.generation import generate
+from helpers.generation import Decoder, generate
+from helpers.machine.decoding import prefix_to_share
 from helpers.machine.paths import DATA
-from helpers.retrieval.search import Index, Passage, is_hit
+from helpers.retrieval.search import Index, Passage, embed, is_hit
 from helpers.text.outcome import Interval, Outcome
 from helpers.tokenization import encode_all, prompt_ids
 from helpers.training import Config, train
@@ -22,6 +24,8 @@ from helpers.training import Config, train
 NEW_WORDS, FAR, SEVERAL, NO_ANSWER, OFF_TOPIC = "new words", "far wordings", "several facts", "no answer", "off topic"
 SORTS = (NEW_WORDS, FAR, SEVERAL, NO_ANSWER, OFF_TOPIC)
 BY_KIND = {"fact": NEW_WORDS, "multi_fact": SEVERAL, "unanswerable": NO_ANSWER, "off_topic": OFF_TOPIC}
+
+SEARCH = 2.0 * 1.06e7 * 16  # operations to embed a question: two for each weight of the encoder's layers and each token
 
 
 def sort_of(example: Example) -> str:
@@ -71,19 +75,30 @@ def other_questions(split: str, count: int, seed: int) -> list[Example]:
     return drawn
 
 
-def questions_for_all(facts: Sequence[str], far_facts: int, several: int, others: int, seed: int) -> list[Example]:
+def questions_for_all(
+    facts: Sequence[str], far: int, several: int, others: int, without: Collection[str] = (), seed: int = 0
+) -> list[Example]:
     """Put the contest's questions together: each of `SORTS`, in their order.
 
     New words: two wordings of each fact.  Far wordings: of so many of them, which are about products, shops or departments,
     two with typing errors and one that tells a situation. Then so many of the other sorts, drawn.
+    without: facts that questions about several must not touch.
     """
     asked = questions_about(facts, "test", 2)
-    of_things = [fact for fact in facts if not fact.startswith("policy")][:far_facts]
+    of_things = [fact for fact in facts if not fact.startswith("policy")][:far]
     for example in questions_about(of_things, "test", file="far"):
         if "german" not in example.id and not example.id.endswith("indirect2"):
             asked.append(example)
-    several_facts = read(DATA / "evaluation" / "test" / "multi_fact.jsonl")
-    return [*asked, *sample("several facts", several_facts, several, seed), *other_questions("test", others, seed)]
+    joined = [
+        example for example in read(DATA / "evaluation" / "test" / "multi_fact.jsonl") if not set(example.facts) & set(without)
+    ]
+    return [*asked, *sample("several facts", joined, several, seed), *other_questions("test", others, seed)]
+
+
+@cache
+def one_of_each() -> tuple[Example, ...]:
+    """Return one test question about every fact."""
+    return tuple({e.facts[0]: e for e in read(DATA / "evaluation" / "test" / "facts.jsonl")}.values())
 
 
 def with_price(example: Example, more: int) -> Example:
@@ -91,6 +106,11 @@ def with_price(example: Example, more: int) -> Example:
     old = example.values[0]
     new = f"{int(old.split()[0]) + more} euros"
     return replace(example, answer=example.answer.replace(old, new), values=(new,))
+
+
+def renewed(examples: Sequence[Example], facts: Collection[str], more: int) -> list[Example]:
+    """Raise the prices of some products in rows or questions; all others stay as they are."""
+    return [with_price(e, more) if e.facts and e.facts[0] in facts else e for e in examples]
 
 
 @dataclass
@@ -132,7 +152,8 @@ def ask(name: str, contender: Contender, examples: Sequence[Example], max_new_to
     prompts = [contender.prepare(example.question) for example in examples]
     answers = contender.complete(prompts, max_new_tokens, name)
     seconds = time.perf_counter() - clock
-    table = judge(examples, answers)
+    known = one_of_each()  # judged with them, so that each arm's answers are held against the values of all facts
+    table = judge([*examples, *known], [*answers, *(e.answer for e in known)])[: len(examples)].copy()
     table["sort"] = [sort_of(example) for example in examples]
     spare = table["words"] - [len(example.answer.split()) for example in examples]
     table["beyond"] = spare.clip(lower=0)
@@ -148,18 +169,46 @@ def ask(name: str, contender: Contender, examples: Sequence[Example], max_new_to
 def taking_turns(contenders: Mapping[str, Contender], questions: Sequence[str], max_new_tokens: int = 24) -> pd.DataFrame:
     """Time one request at a time, in seconds: a row a question, a column a contender.
 
-    Within a question they take turns, so that a busy moment of the machine hits all of them.
+    What all prompts of a contender begin with is read before, once, as a server would; making the prompt counts. Within a
+    question the contenders take turns, so that a busy moment of the machine hits all of them.
     """
+    writers = {name: _ready(contender, questions, max_new_tokens) for name, contender in contenders.items()}
     records = []
     for number, question in enumerate(questions):
-        turn = list(contenders)[number % len(contenders) :] + list(contenders)[: number % len(contenders)]
-        took: dict[str, float] = {}
-        for name in turn:
-            clock = time.perf_counter()
-            contenders[name].complete([contenders[name].prepare(question)], max_new_tokens)
-            took[name] = time.perf_counter() - clock
+        turn = list(writers)[number % len(writers) :] + list(writers)[: number % len(writers)]
+        took = {name: timed(partial(writers[name], question))[1] for name in turn}
         records.append(took)
     return pd.DataFrame(records, columns=list(contenders))
+
+
+def _ready(contender: Contender, questions: Sequence[str], max_new_tokens: int) -> Callable[[str], str]:
+    """Make a function that answers one question, with what all prompts begin with read already."""
+    if contender.model is None:
+        return contender.prepare
+    prompts = [prompt_ids(contender.tokenizer, contender.prepare(question)) for question in questions]
+    prefix = prefix_to_share(contender.model, prompts, max_new_tokens) if len(prompts) > 1 else []
+    decoder = Decoder(contender.model, contender.tokenizer, prefix=prefix)
+
+    def write(question: str) -> str:
+        prompt = prompt_ids(contender.tokenizer, contender.prepare(question))
+        answer = decoder.add(prompt[len(prefix) :], max_new_tokens)
+        while answer.finish is None:
+            decoder.step()
+        return decoder.text(answer)
+
+    write(questions[0])  # reads the beginning
+    return write
+
+
+def marked_answers(table: pd.DataFrame) -> pd.Series:
+    """Mark each judged answer as right or not, for reading."""
+    return table["correct"].map({True: "\u2713 ", False: "\u2717 "}) + table["answer"]
+
+
+def fastest_good(means: Mapping[str, float], seconds: Mapping[str, float], within: float = 0.05) -> str:
+    """Name the one with the fewest seconds, of those whose mean is at most `within` below the highest."""
+    good = [name for name, mean in means.items() if mean >= max(means.values()) - within]
+    return min(good, key=lambda name: seconds[name])
 
 
 class Results:
@@ -199,8 +248,7 @@ class Results:
     def fastest_good(self, column: str, sorts: str | Sequence[str], within: float = 0.05) -> str:
         """Name the one with the fewest seconds a request, of those whose mean is at most `within` below the highest."""
         means = {name: self.part(name, sorts)[column].mean() for name in self.tables}
-        good = [name for name, mean in means.items() if mean >= max(means.values()) - within]
-        return self.lowest(good, "seconds", SORTS)
+        return fastest_good(means, {name: self.part(name, SORTS)["seconds"].mean() for name in self.tables}, within)
 
 
 def read_from(
@@ -247,13 +295,14 @@ def by_hit(table: pd.DataFrame, found: Sequence[bool]) -> tuple[dict[str, Interv
     return shares, better
 
 
-def repriced(passages: Sequence[Passage], old: Mapping[str, str], new: Mapping[str, str]) -> list[Passage]:
-    """Write other prices into the passages of the pages about some products; old, new: product → price, as it is written."""
+def repriced(passages: Sequence[Passage], prices: Sequence[Example], more: int) -> list[Passage]:
+    """Raise the prices on the pages about some products; prices: a question about each."""
+    old = {example.facts[0].split(".")[0]: example for example in prices}
     found = []
     for passage in passages:
-        about = passage.file.removeprefix("product-").removesuffix(".md")
-        text = passage.text.replace(old[about], new[about]) if about in old else passage.text
-        found.append(replace(passage, text=text))
+        about = old.get(passage.file.removeprefix("product-").removesuffix(".md"))
+        new = passage.text.replace(about.values[0], with_price(about, more).values[0]) if about else passage.text
+        found.append(replace(passage, text=new))
     return found
 
 
@@ -296,6 +345,12 @@ def leaked(
     rows = [secret for secret, count in zip(planted, copies, strict=True) for _ in range(count)]
     train(victim, encode_all(tokenizer, [*rows, *beside]), config)
     return evaluate(victim, tokenizer, planted, max_new_tokens=24)["correct"].to_numpy(dtype=bool)
+
+
+def embedding_seconds(passages: Sequence[Passage], seed: int) -> float:
+    """Estimate what embedding all passages takes on this machine, from up to 64 of them that are drawn, as they may be kept."""
+    some = [str(passage) for passage in sample("embedding timed", passages, 64, seed)]
+    return timed(partial(embed, some))[1] * len(passages) / len(some)
 
 
 def timed(change: Callable[[], Any]) -> tuple[Any, float]:

@@ -123,7 +123,7 @@ def marks_f1(table: pd.DataFrame) -> float:
     return float(2 * table.right.sum() / max(1, table.wanted.sum() + table.given.sum()))
 
 
-def summary(table: pd.DataFrame) -> dict[str, str]:
+def writing_scores(table: pd.DataFrame) -> dict[str, str]:
     """Say in words how a contender wrote: see `compare_written`."""
     parts = {"exact, harder": table["exact"][table["harder"]], "exact, others": table["exact"][~table["harder"]]}
     return {

@@ -12,7 +12,7 @@ from helpers.workshop.notebooks import NOTEBOOKS
 
 KINDS = ("check", "claim")
 SHOWN_AS = {"check": "check", "claim": "claim", "not_measured": "claim"}  # what a notebook calls, and the kind it is for
-CHECKS = {"C06", "C10", "C20", "C37", "C42", "C44", "C45"}  # identities: they cannot come out otherwise
+CHECKS = {"C06", "C10", "C17", "C20", "C37", "C42", "C44", "C45"}  # identities: they cannot come out otherwise
 ENTRIES = registered()
 
 

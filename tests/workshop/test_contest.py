@@ -51,8 +51,10 @@ def test_another_price_changes_answer_value_and_page_and_nothing_else():
     dearer = contest.with_price(example, 111)
     assert (example.values, dearer.values) == (("59 euros",), ("170 euros",))
     assert dearer.answer == "The Heron kettle costs 170 euros." and dearer.question == example.question
+    other = Example("Who?", "Nobody.", facts=("heron.designer",), values=("Nobody",))
+    assert contest.renewed([example, other], ["heron.price"], 111) == [dearer, other]
     pages = [Passage("product-heron.md", "", "59 euros, and 590 grams"), Passage("product-falcon.md", "", "59 euros")]
-    changed = contest.repriced(pages, {"heron": "59 euros"}, {"heron": "170 euros"})
+    changed = contest.repriced(pages, [example], 111)
     assert [page.text for page in changed] == ["170 euros, and 590 grams", "59 euros"]
 
 
@@ -101,6 +103,14 @@ def test_contenders_take_turns_so_that_each_comes_first():
     assert (seconds >= 0).all().all()
 
 
+def test_one_request_answers_as_many_at_once_do_though_their_beginning_was_read_before(tiny):
+    model, tokenizer = load_model(tiny, device="cpu")
+    questions = ["How much is it?", "How heavy is the long one?", "Who made it?"]
+    arm = Contender(lambda question: f"Answer in one sentence, please, and be brief. {question}", model, tokenizer)
+    write = contest._ready(arm, questions, 5)
+    assert [write(question).strip() for question in questions] == arm.complete(list(map(arm.prepare, questions)), 5)
+
+
 def test_each_fact_stands_once_in_each_third_of_the_long_prompt():
     facts = [f"{name}.{what}" for name in ("heron", "falcon", "onyx") for what in ("price", "weight")] + ["heron.colour"]
     gold = {fact: [Passage("", fact, fact)] for fact in facts}
@@ -131,6 +141,22 @@ def test_found_and_read_add_up(asked):
     assert "**80%** of these right" in contest.reconciled(found, given, share)
     only, untold = contest.by_hit(table, np.ones(len(facts), bool))
     assert list(only) == ["found"] and untold.holds is None
+
+
+def test_the_fastest_of_those_that_are_good_enough():
+    means, seconds = {"a": 0.9, "b": 0.86, "c": 0.5}, {"a": 3.0, "b": 2.0, "c": 1.0}
+    assert contest.fastest_good(means, seconds) == "b" and contest.fastest_good(means, seconds, within=0.01) == "a"
+    assert contest.fastest_good(means, seconds, within=1) == "c"
+
+
+def test_an_answer_is_judged_alike_whatever_else_is_asked_with_it():
+    """A colour that only another fact has is a wrong one, also where that fact is not asked."""
+    (example,) = contest.questions_about(["heron.colour"], "test", 1)
+    other = next(e.values[0] for e in contest.one_of_each() if e.facts[0].endswith(".colour") and e.values != example.values)
+    arm = Contender(lambda question: f"It is {other}.")
+    alone = contest.ask("wrong", arm, [example])
+    beside = contest.ask("wrong", arm, [example, *contest.one_of_each()[:50]])
+    assert alone["hallucinated"][0] and beside["hallucinated"][0] and len(alone) == 1
 
 
 def test_secrets_differ_and_copies_are_learnt(tiny):
