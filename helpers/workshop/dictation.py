@@ -54,10 +54,15 @@ class Tagger:
     """
 
     def __init__(self, learnt: Sequence[Sentence], seed: int = 0):
-        """Learn from sentences, by logistic regression with stochastic gradient descent."""
+        """Learn from sentences, by logistic regression with stochastic gradient descent.
+
+        Raises ValueError where there is nothing to learn: no sentence, or all words written alike.
+        """
         self.hasher = FeatureHasher(2**20, input_type="string")
-        seen = self._features([sentence.dictated for sentence in learnt])
         labels = [label for sentence in learnt for label in self._labels(sentence.text)]
+        if min((len(set(label)) for label in zip(*labels, strict=True)), default=0) < 2:
+            raise ValueError("All words are written alike, or have the same mark behind them. Give more sentences.")
+        seen = self._features([sentence.dictated for sentence in learnt])
         self.forms, self.marks = (
             SGDClassifier(loss="log_loss", alpha=1e-6, random_state=seed).fit(seen, label)
             for label in zip(*labels, strict=True)
@@ -66,7 +71,7 @@ class Tagger:
     @staticmethod
     def _labels(text: str) -> list[tuple[str, str]]:
         """Give each word's form and the mark behind it, such as ("Title", ",")."""
-        spoken = text.split()
+        spoken = [word for word in text.split() if dictated(word)]  # a mark by itself is no word
         bare = [word.rstrip(MARKS) for word in spoken]
         return [(form(word), whole[len(word) :]) for word, whole in zip(bare, spoken, strict=True)]
 
@@ -75,11 +80,14 @@ class Tagger:
         return self.hasher.transform(word_features(words, i) for words in map(str.split, texts) for i in range(len(words)))
 
     def __call__(self, texts: Sequence[str]) -> list[str]:
-        """Write each text out, as given by `dictated`."""
+        """Write each text out, as given by `dictated`; one without words stays empty."""
+        if not any(map(str.split, texts)):
+            return [""] * len(texts)
         seen = self._features(texts)
         labels = zip(self.forms.predict(seen), self.marks.predict(seen), strict=True)
         return [
-            " ".join(FORMS[how](word) + mark for word, (how, mark) in zip(text.split(), labels, strict=False)) for text in texts
+            " ".join(FORMS.get(how, str)(word) + mark for word, (how, mark) in zip(text.split(), labels, strict=False))
+            for text in texts
         ]
 
 
@@ -108,7 +116,7 @@ def compare_written(expected: Sequence[Sentence], answers: Sequence[str]) -> pd.
         pairs = [(block.a + i, block.b + i) for block in blocks for i in range(block.size)]
         right = sum(mark_of(one[i]) == mark_of(other[j]) != "" for i, j in pairs)
         wanted, given = (sum(mark_of(word) != "" for word in text) for text in (one, other))
-        kept = len(pairs) / max(len(one), len(other))
+        kept = len(pairs) / max(1, len(one), len(other))
         rows.append((sentence.text, answer, one == other, harder(sentence), kept, right, wanted, given))
     return pd.DataFrame(rows, columns=["expected", "answer", "exact", "harder", "kept", "right", "wanted", "given"])
 

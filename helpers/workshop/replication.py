@@ -40,9 +40,14 @@ def replications() -> list[dict]:
     for number, run in enumerate(runs if isinstance(runs, list) else [runs], start=1):
         fields = run if isinstance(run, dict) else {}
         wrong = [name for name, kind in FIELDS.items() if not isinstance(fields.get(name), kind)]
-        if wrong or any(set(box) != BOX_FIELDS for box in run["boxes"]):
+        if wrong or not all(map(_is_box, run["boxes"])):
             raise ValueError(f"{RECORDS}, record {number}: see to {', '.join(wrong) or 'its boxes'}. {remedy}")
     return runs
+
+
+def _is_box(found: object) -> bool:
+    """Tell whether this is what a record keeps of a box."""
+    return isinstance(found, dict) and set(found) == BOX_FIELDS and isinstance(found["shown"], dict)
 
 
 def record(reports: Sequence[Report], seed: int = COMMITTED) -> None:
@@ -81,12 +86,15 @@ def held(entry: Registration, runs: Sequence[Mapping]) -> tuple[int, int, int]:
 
 
 def seeded(path: Path, seed: int) -> dict[str, str]:
-    """Name the knob of a notebook that decides its draws, set for another run. Raises ValueError where it has none."""
+    """Name the knob of a notebook that decides its draws, set for another run. Raises ValueError where it cannot be."""
     there = knobs(nbformat.read(path, as_version=4))
     if "seed" in there:
         return {"seed": str(seed)}
     if "seeds" in there:
-        return {"seeds": str(tuple(APART * seed + own for own in ast.literal_eval(there["seeds"])))}
+        own = tuple(APART * seed + one for one in ast.literal_eval(there["seeds"]))
+        for one in own:
+            check_seed(one)
+        return {"seeds": str(own)}
     raise ValueError(f"{path.stem} has no knob seed or seeds: it cannot be repeated with another one. Leave it out.")
 
 

@@ -6,6 +6,7 @@ Only what two people would write alike is kept: plain prose, usual spellings, co
 import ast
 import inspect
 import re
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import pandas as pd
 from sklearn.feature_extraction.text import CountVectorizer
 
 from helpers.data import draw
+from helpers.machine.walk import files_below
 from helpers.text.messages import DataError
 
 TRAIN: tuple[str, ...] = (
@@ -105,7 +107,9 @@ def _is_plain(text: str) -> bool:
 
 def _docstrings(code: str) -> Iterator[str]:
     """Yield the docstrings of a module, its classes and its functions, however deep. Nothing of it runs."""
-    waiting: list = [ast.parse(code)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of others' code nobody here needs to hear
+        waiting: list = [ast.parse(code)]
     while waiting:
         node = waiting.pop()
         if text := ast.get_docstring(node, clean=False):
@@ -117,7 +121,7 @@ def _of_package(package: str, seed: int) -> Iterator[str]:
     """Yield the sentences of a package's docstrings, its files in an order that is drawn."""
     spec = util.find_spec(package)
     folders = [Path(place) for place in (spec and spec.submodule_search_locations) or ()]  # none: a module of one file
-    found = ((folder, path) for folder in folders for path in sorted(folder.rglob("*.py")))
+    found = ((folder, path) for folder in folders for path in sorted(folder.rglob("*.py")) if path.is_file())
     paths = [path for folder, path in found if not SKIPPED & set(path.relative_to(folder).parts)]
     for path in draw(f"files of {package}", seed).sample(paths, len(paths)):
         code = path.read_text("utf-8", errors="replace")
@@ -146,13 +150,20 @@ def sentences(packages: Iterable[str], per_package: int = 800, seed: int = 0) ->
 
 
 def sentences_of_folder(folder: str | Path) -> list[Sentence]:
-    """Collect the sentences of a learner's own texts: all .txt and .md files in a folder, and in its folders."""
-    paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in (".txt", ".md"))
+    """Collect the sentences of a learner's own texts: all .txt and .md files in a folder, and in its folders.
+
+    Raises DataError for a folder without such files, and for a file that is no text in UTF-8.
+    """
+    paths = files_below(folder, (".txt", ".md"))
     if not paths:
         raise DataError(f"{folder}: no .txt or .md file is in this folder. Put texts of yours there, or name another folder.")
     found: dict[str, Sentence] = {}
     for path in paths:
-        for text in sentences_of(path.read_text("utf-8", errors="replace")):
+        try:
+            whole = path.read_text("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: byte {error.start} is not UTF-8. Save the file as UTF-8 text or move it away.") from None
+        for text in sentences_of(whole):
             found.setdefault(_key(text), Sentence(text, str(path.relative_to(folder))))
     return list(found.values())
 
@@ -178,7 +189,10 @@ def of_folder(folder: str | Path, seed: int = 0) -> Parts:
     drawn, quarter = draw("files to test with", seed).sample(files, len(files)), len(files) // 4
     test, development = drawn[:quarter], drawn[quarter : 2 * quarter]
     part = {**dict.fromkeys(test, 2), **dict.fromkeys(development, 1)}
-    return apart(*([sentence for sentence in found if part.get(sentence.package, 0) == number] for number in range(3)))
+    parts = apart(*([sentence for sentence in found if part.get(sentence.package, 0) == number] for number in range(3)))
+    if empty := [name for name, left in vars(parts).items() if not left]:
+        raise DataError(f"{folder}: its files are too short or too much alike: no sentence is left for {empty[0]}. Add texts.")
+    return parts
 
 
 def apart(train: list[Sentence], development: list[Sentence], test: list[Sentence]) -> Parts:
@@ -228,13 +242,16 @@ def unlike(found: Sequence[Sentence], others: Sequence[Sentence], most: float = 
 
 
 def sources(parts: Parts) -> pd.DataFrame:
-    """Table where sentences come from: the part, the package, its version and licence, and how many sentences it gave."""
+    """Table where sentences come from: the part, the package, its version and licence, and how many sentences it gave.
+
+    A file of a learner's own has neither version nor licence.
+    """
     owners = metadata.packages_distributions()
     rows = []
     for part, found in vars(parts).items():
         for package, count in Counter(sentence.package for sentence in found).most_common():
-            about = metadata.metadata(owners[package][0])
-            rows.append((part, package, about["Version"], _licence(about), count))
+            about = metadata.metadata(owners[package][0]) if package in owners else None
+            rows.append((part, package, about["Version"] if about else "-", _licence(about) if about else "-", count))
     return pd.DataFrame(rows, columns=["part", "package", "version", "licence", "sentences"])
 
 

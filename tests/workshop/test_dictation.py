@@ -57,6 +57,18 @@ def test_the_tagger_learns_names_commas_and_ends_and_keeps_every_word():
     assert Tagger(learnt)(TEXTS) == tagger(TEXTS)
 
 
+def test_texts_without_words_and_words_of_odd_forms_do_not_stop_the_tagger():
+    tagger = Tagger([Sentence("We saw NumPy , and it was good.", "a"), WRITTEN])
+    assert tagger([]) == [] == checked([], [], tagger) and tagger(["", " "]) == ["", ""]
+    assert dictated(tagger(["", "i'm 4th in numpy"])[1]) == "i'm 4th in numpy"
+
+
+@pytest.mark.parametrize("learnt", [[], [Sentence("", "a")], [Sentence("all small without marks", "a")]])
+def test_a_tagger_says_when_there_is_nothing_to_learn(learnt):
+    with pytest.raises(ValueError, match="Give more sentences"):
+        Tagger(learnt)
+
+
 def test_answers_are_compared_word_by_word():
     sentence = Sentence("If it rains, we stay.", "a")
     answers = [
@@ -72,7 +84,7 @@ def test_answers_are_compared_word_by_word():
     assert table.kept.tolist() == [1, 1, 1, pytest.approx(5 / 6), pytest.approx(4 / 5), 0]
     assert table.right.tolist() == [2, 1, 0, 2, 2, 0]
     assert table.wanted.tolist() == [2] * 6 and table.given.tolist() == [2, 1, 2, 2, 2, 0]
-    assert table.harder.all()
+    assert table.harder.all() and compare_written([Sentence("", "a")], [""]).kept.tolist() == [0]
 
 
 def test_f1_of_the_marks():

@@ -112,12 +112,14 @@ def test_what_counts_is_measured_under_todays_rule_and_once_a_seed_machine_and_s
     [
         ("[{", "cannot be read: "),
         ("{}", "record 1: see to date, machine, data, seed, lessons, minutes, models, boxes"),
-        ("[{BOXES}]", "record 1: see to its boxes"),
+        ('[{BOXES:[{"id": "C02"}]}]', "record 1: see to its boxes"),
+        ("[{BOXES:[1]}]", "record 1: see to its boxes"),
+        ('[{BOXES:[{"id": "C02", "version": "v", "holds": true, "shown": null}]}]', "record 1: see to its boxes"),
     ],
 )
 def test_a_file_of_records_that_cannot_be_read_is_told_before_anything_runs_and_stays(tmp_path, records, text, said):
     record([Report("01_lesson", 1.0, [box()])])
-    text = text.replace("{BOXES}", json.dumps({**replications()[0], "boxes": [{"id": "C02"}]}))
+    text = text.replace("{BOXES:", json.dumps({**replications()[0], "boxes": []})[:-3])
     records.write_text(text)
     for call in (replications, lambda: replicate(["01"], [1], tmp_path / "out")):
         with pytest.raises(ValueError, match=f"{records.name}.*{said}.*git checkout -- data/replications.json"):
@@ -135,6 +137,8 @@ def test_every_lesson_with_boxes_can_be_run_with_another_seed_and_none_of_its_se
         assert path.name[:2] in lessons or path.stem == "10_conclusion"
     assert (own, other) == ({"seed": "0"}, {"seed": "2"})
     assert seeded(find(["05"])[0], 2) == {"seeds": "(2000, 2001, 2002)"}
+    with pytest.raises(ValueError, match=r"The seed is 5000000000\."):
+        seeded(find(["05"])[0], 5_000_000)
     with pytest.raises(ValueError, match="98_fixed has no knob seed or seeds"):
         seeded(Path(lesson(tmp_path, "steps = 3", name="98_fixed")), 1)
     with pytest.raises(ValueError, match=r"The seed is -1\."):

@@ -1,7 +1,9 @@
 """Sentences: plain prose of installed packages, found without running them, and never the same one in two parts."""
 
 import importlib
+import os
 import re
+import warnings
 from importlib import metadata
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from helpers.workshop.sentences import (
     of_folder,
     sentences,
     sentences_of,
+    sentences_of_folder,
     sources,
     usual,
 )
@@ -120,6 +123,8 @@ def package(tmp_path, monkeypatch):
         (folder / f"part{number}.py").write_text(doc)
     (folder / "template.py").write_text('"""Begin here with some of the words."""\n{{ code }} not python\n')
     (folder / "code.py").write_text('"""Mostly there is code in this file."""\n' + "x = 1\n" * 500)
+    (folder / "folder.py").mkdir()
+    (folder / "part0.py").write_text(docs[0] + '"\\d"\n')  # what Python warns of
     (folder / "tests" / "test_it.py").write_text('"""Test all that is said about the harbour."""\n')
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
@@ -127,7 +132,9 @@ def package(tmp_path, monkeypatch):
 
 
 def test_packages_are_read_in_place_and_never_run(package, capsys):
-    found = sentences([package, "no_such_package_anywhere"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = sentences([package, "no_such_package_anywhere"])
     assert "left out: no_such_package_anywhere." in capsys.readouterr().out
     assert {sentence.text for sentence in found} == {
         "Read all the letters of the old harbour.",
@@ -194,6 +201,7 @@ def test_the_texts_of_a_learner_are_parted_by_file(tmp_path):
     files = [{sentence.package for sentence in part} for part in vars(parts).values()]
     assert [len(names) for names in files] == [4, 2, 2] and len(set.union(*files)) == 8
     assert of_folder(tmp_path) == parts
+    assert set(sources(parts).version) == set(sources(parts).licence) == {"-"} and sources(parts).sentences.sum() == 8
 
 
 def test_a_folder_that_cannot_be_used_says_what_to_do(tmp_path):
@@ -202,6 +210,23 @@ def test_a_folder_that_cannot_be_used_says_what_to_do(tmp_path):
     (tmp_path / "one.txt").write_text("There is but one file with a sentence here.\n")
     with pytest.raises(DataError, match=r"1 file.* at least 4 are needed"):
         of_folder(tmp_path)
+    for number, verb in enumerate(("saw", "heard", "bought")):
+        (tmp_path / f"{number}.txt").write_text(" ".join(f"We {verb} the {noun} once again." for noun in NOUNS))
+    with pytest.raises(DataError, match="too much alike: no sentence is left for train"):
+        of_folder(tmp_path)
+    (tmp_path / "wide.txt").write_text("There is but one file.\n", encoding="utf-16")
+    with pytest.raises(DataError, match=r"wide\.txt: byte 0 is not UTF-8\. Save the file as UTF-8"):
+        of_folder(tmp_path)
+
+
+def test_only_files_that_a_learner_put_there_are_read(tmp_path):
+    (tmp_path / "marked.txt").write_text("There is a file with a sentence here.\r\n", encoding="utf-8-sig")
+    (tmp_path / "folder.txt").mkdir()
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / "licence.txt").write_text("Nobody wants to hear of that one here.\n")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.txt")
+    assert sentences_of_folder(tmp_path) == made("There is a file with a sentence here.", package="marked.txt")
 
 
 def test_half_of_what_is_drawn_needs_more_than_a_capital_and_a_full_stop():
