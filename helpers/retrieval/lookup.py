@@ -4,14 +4,11 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import bm25s
 import numpy as np
-import torch
 
 from helpers.data import Example
 from helpers.evaluation import judge
-from helpers.machine.cache import remember
-from helpers.retrieval.search import ENCODER, READ, embed
+from helpers.retrieval.search import embed, kept_vectors, word_index, word_tokens
 
 WAYS = ("words", "meaning")
 
@@ -39,9 +36,7 @@ class Lookup:
             raise ValueError(f"way is {way!r}; it has to be one of {', '.join(WAYS)}.")
         self.rows, self.refusal, self.way, self.threshold = list(rows), refusal, way, threshold
         questions = [row.question for row in rows]
-        self.words = bm25s.BM25()
-        self.words.index(bm25s.tokenize(questions, show_progress=False, return_ids=False), show_progress=False)
-        self.vectors = remember(lambda: torch.tensor(embed(questions)), "embeddings", ENCODER, READ, questions).numpy()
+        self.words, self.vectors = word_index(questions), kept_vectors(questions)
 
     def nearest(self, questions: Sequence[str], way: str | None = None) -> list[Nearest]:
         """Find the nearest known question of each, by `way` or else by the one that was chosen.
@@ -53,10 +48,10 @@ class Lookup:
             scores = embed(questions) @ self.vectors.T if len(questions) else np.zeros((0, len(self.rows)))
             return [Nearest(int(row.argmax()), float(row.max().clip(0, 1))) for row in scores]
         found = []
-        for tokens in bm25s.tokenize(list(questions), show_progress=False, return_ids=False) if len(questions) else []:
+        for tokens in word_tokens(questions):
             scores = self.words.get_scores(tokens) if tokens else np.zeros(len(self.rows))
             best = int(scores.argmax())
-            own = bm25s.tokenize([self.rows[best].question], show_progress=False, return_ids=False)[0]
+            own = word_tokens([self.rows[best].question])[0]
             most = self.words.get_scores(own)[best] if own else 0.0
             found.append(Nearest(best, float(min(1.0, scores[best] / most)) if most > 0 else 0.0))
         return found

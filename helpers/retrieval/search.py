@@ -131,6 +131,23 @@ def fuse(rankings: Sequence[Sequence[int]], constant: int = 60) -> list[int]:
     return sorted(scores, key=lambda item: -scores[item])
 
 
+def kept_vectors(texts: Sequence[str]) -> np.ndarray:
+    """Embed texts, see `embed`, and keep the vectors by content: the same texts are embedded once."""
+    return remember(lambda: torch.tensor(embed(texts)), "embeddings", ENCODER, READ, list(texts)).numpy()
+
+
+def word_tokens(texts: Sequence[str]) -> list[list[str]]:
+    """Cut texts into the words that a search by words compares."""
+    return bm25s.tokenize(list(texts), show_progress=False, return_ids=False) if texts else []
+
+
+def word_index(texts: Sequence[str]) -> bm25s.BM25:
+    """Count the words of texts, so that they can be searched by them (BM25)."""
+    words = bm25s.BM25()
+    words.index(word_tokens(texts), show_progress=False)
+    return words
+
+
 class Index:
     """Passages that can be searched: by words (BM25), by meaning (embeddings), or by both, their rankings fused."""
 
@@ -140,11 +157,8 @@ class Index:
             raise ValueError("There are no passages to search. Check the folder that they come from.")
         self.passages = list(passages)
         texts = [str(passage) for passage in passages]
-        self.words = bm25s.BM25()
-        self.words.index(bm25s.tokenize(texts, show_progress=False, return_ids=False), show_progress=False)
-        if vectors is None:
-            vectors = remember(lambda: torch.tensor(embed(texts)), "embeddings", ENCODER, READ, texts).numpy()
-        self.vectors = vectors
+        self.words = word_index(texts)
+        self.vectors = kept_vectors(texts) if vectors is None else vectors
 
     def updated(self, passages: Sequence[Passage]) -> "Index":
         """Make an index of other passages, as after a page has changed; only those that are new are embedded."""
@@ -162,8 +176,7 @@ class Index:
             raise ValueError(f"method is {method!r}; it has to be one of {', '.join(METHODS)}.")
         rankings: list[list[list[int]]] = [[] for _ in questions]
         if method != "meaning":
-            asked = bm25s.tokenize(list(questions), show_progress=False, return_ids=False)
-            for ranking, tokens in zip(rankings, asked, strict=True):
+            for ranking, tokens in zip(rankings, word_tokens(questions), strict=True):
                 scores = self.words.get_scores(tokens) if tokens else np.zeros(len(self.passages))
                 ranking.append([i for i in np.argsort(-scores, kind="stable").tolist() if scores[i] > 0])
         if method != "words" and len(questions):

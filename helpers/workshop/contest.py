@@ -28,6 +28,12 @@ BY_KIND = {"fact": NEW_WORDS, "multi_fact": SEVERAL, "unanswerable": NO_ANSWER, 
 SEARCH = 2.0 * 1.06e7 * 16  # operations to embed a question: two for each weight of the encoder's layers and each token
 
 
+@cache
+def asked_in(split: str, file: str) -> tuple[Example, ...]:
+    """Read a file of questions, once."""
+    return tuple(read(DATA / "evaluation" / split / f"{file}.jsonl"))
+
+
 def sort_of(example: Example) -> str:
     """Name the sort of a question: by its kind, and the far wordings of a fact by their id."""
     return FAR if "/far_" in example.id else BY_KIND[example.kind]
@@ -41,8 +47,8 @@ def needed(example: Example) -> list[str]:
 
 def gold_passages(passages: Sequence[Passage], questions: Iterable[Example]) -> dict[str, list[Passage]]:
     """Find for each fact that is asked for the passages that hold it: fact → passages, in their order."""
-    one_of_each = {example.facts[0]: example for example in questions}
-    return {fact: [p for p in passages if is_hit([p], needed(e))] for fact, e in one_of_each.items()}
+    about = {example.facts[0]: example for example in questions}
+    return {fact: [p for p in passages if is_hit([p], needed(example))] for fact, example in about.items()}
 
 
 def facts_within(text: str, gold: Mapping[str, Sequence[Passage]]) -> set[str]:
@@ -54,7 +60,7 @@ def facts_within(text: str, gold: Mapping[str, Sequence[Passage]]) -> set[str]:
 def questions_about(facts: Iterable[str], split: str, wordings: int | None = None, file: str = "facts") -> list[Example]:
     """Read the first so many wordings (None: all) of questions of a split about some facts."""
     chosen, seen, found = set(facts), dict.fromkeys(facts, 0), []
-    for example in read(DATA / "evaluation" / split / f"{file}.jsonl"):
+    for example in asked_in(split, file):
         fact = example.facts[0]
         if fact in chosen and (wordings is None or seen[fact] < wordings):
             seen[fact] += 1
@@ -71,7 +77,7 @@ def other_questions(split: str, count: int, seed: int) -> list[Example]:
     """Draw so many questions without an answer in the handbook, and as many off topic."""
     drawn = []
     for kind in ("unanswerable", "off_topic"):
-        drawn += sample(f"{split}, {kind}", read(DATA / "evaluation" / split / f"{kind}.jsonl"), count, seed)
+        drawn += sample(f"{split}, {kind}", asked_in(split, kind), count, seed)
     return drawn
 
 
@@ -89,16 +95,14 @@ def questions_for_all(
     for example in questions_about(of_things, "test", file="far"):
         if "german" not in example.id and not example.id.endswith("indirect2"):
             asked.append(example)
-    joined = [
-        example for example in read(DATA / "evaluation" / "test" / "multi_fact.jsonl") if not set(example.facts) & set(without)
-    ]
+    joined = [example for example in asked_in("test", "multi_fact") if not set(example.facts) & set(without)]
     return [*asked, *sample("several facts", joined, several, seed), *other_questions("test", others, seed)]
 
 
 @cache
 def one_of_each() -> tuple[Example, ...]:
     """Return one test question about every fact."""
-    return tuple({e.facts[0]: e for e in read(DATA / "evaluation" / "test" / "facts.jsonl")}.values())
+    return tuple({example.facts[0]: example for example in asked_in("test", "facts")}.values())
 
 
 def with_price(example: Example, more: int) -> Example:
