@@ -137,7 +137,7 @@ class Contender:
         """Answer what `prepare` has made of the questions, many at once."""
         if self.model is None:
             return list(prompts)
-        return generate(self.model, self.tokenizer, prompts, max_new_tokens, progress=progress)
+        return generate(self.model, self.tokenizer, prompts, max_new_tokens, batch_size=64, progress=progress)
 
     @property
     def weights(self) -> int:
