@@ -33,9 +33,10 @@ def fields(ticket: str) -> dict[str, str]:
     return found
 
 
-def whole_ticket(expected: str, answer: str) -> bool:
-    """Tell whether all four fields of a ticket are right; capitals do not count."""
-    return fields(expected.casefold()) == fields(answer.casefold())
+def right_fields(expected: str, answer: str) -> dict[str, bool]:
+    """Tell of each field of a ticket whether an answer has it right; capitals do not count."""
+    told = fields(answer.casefold())
+    return {name: told.get(name) == value for name, value in fields(expected.casefold()).items()}
 
 
 def write_ticket(found: dict[str, str]) -> str:

@@ -1,5 +1,7 @@
 """The arithmetic of attention."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -28,6 +30,24 @@ def test_products_are_pytorchs_attention(scaling):
     seen = squares(torch.ones(30, 30).tril().triu(-3).bool(), [10, 10, 10])  # a window of four tokens
     fused = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scaling, enable_gqa=True)
     assert torch.allclose(causal_attention(q, k, v, seen, scaling=scaling), fused, atol=1e-6)
+
+
+@pytest.mark.parametrize("way", ["causal", "after a prefix"])
+def test_what_all_keys_share_does_not_cost_16_bits_their_differences(way):
+    """Qwen2's keys share a part of some hundreds."""
+    q, k, v = heads(12, rows=2)
+    k = k + torch.tensor([300.0, -200.0, 90.0, 0, 0, 0, 0, 0])
+    truth = F.scaled_dot_product_attention(q, k.bfloat16().float(), v, is_causal=True, enable_gqa=True)
+    q, k, v = (part.bfloat16() for part in (q, k, v))
+    if way == "causal":
+        found = causal_attention(q, k, v)
+    else:
+        prefix, cache = SimpleNamespace(layers=[SimpleNamespace(keys=k[:1, :, :7], values=v[:1, :, :7])]), slice(7, None)
+        k, v = (torch.cat([part[:1, :, :7].expand(2, -1, -1, -1), part[:, :, cache]], dim=2) for part in (k, v))
+        truth = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=True, enable_gqa=True)[:, :, cache]
+        mask, module = torch.ones(2, 1, 1, 5), SimpleNamespace(layer_idx=0)
+        found = attention_after_prefix(module, q[:, :, cache], k[:, :, cache], v[:, :, cache], mask, prefix)[0].transpose(1, 2)
+    assert (found.float() - truth).abs().max() < 0.06
 
 
 @pytest.mark.parametrize("mixed", [False, True])

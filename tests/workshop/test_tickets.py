@@ -12,7 +12,7 @@ from helpers.workshop.tickets import (
     fields,
     order_number,
     product_name,
-    whole_ticket,
+    right_fields,
     write_ticket,
 )
 
@@ -26,11 +26,18 @@ def test_a_ticket_is_read_and_written():
     assert fields("") == {} and fields("order:") == {"order": ""}
 
 
-def test_a_ticket_is_whole_when_all_four_fields_are_right():
-    assert whole_ticket(TICKET, TICKET.upper()) and whole_ticket(TICKET, f"Sure!\n{TICKET}\nAnything else?")
-    for right, wrong in {"48213": "-", "normal": "high", "Heron kettle": "kettle", "return": "broken"}.items():
-        assert not whole_ticket(TICKET, TICKET.replace(right, wrong))
-    assert not whole_ticket(TICKET, "\n".join(TICKET.splitlines()[:3])) and not whole_ticket(TICKET, "")
+def test_a_field_is_right_whatever_its_capitals_and_the_lines_around_it():
+    assert all(right_fields(TICKET, TICKET.upper()).values())
+    assert all(right_fields(TICKET, f"Sure!\n{TICKET}\nAnything else?").values())
+    for field, (right, wrong) in {
+        "order": ("48213", "-"),
+        "urgency": ("normal", "high"),
+        "product": ("Heron kettle", "kettle"),
+        "intent": ("return", "broken"),
+    }.items():
+        assert [name for name, held in right_fields(TICKET, TICKET.replace(right, wrong)).items() if not held] == [field]
+    assert sum(right_fields(TICKET, "\n".join(TICKET.splitlines()[:3])).values()) == 3
+    assert list(right_fields(TICKET, "").values()) == [False] * 4
 
 
 @pytest.mark.parametrize("written", ["48213", "#48213", "no. 48213", "TM-48213", "tm-48213", "48 213"])
