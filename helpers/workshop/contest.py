@@ -25,6 +25,7 @@ NEW_WORDS, FAR, SEVERAL, NO_ANSWER, OFF_TOPIC = "new words", "far wordings", "se
 SORTS = (NEW_WORDS, FAR, SEVERAL, NO_ANSWER, OFF_TOPIC)
 BY_KIND = {"fact": NEW_WORDS, "multi_fact": SEVERAL, "unanswerable": NO_ANSWER, "off_topic": OFF_TOPIC}
 
+LONGEST = 32  # tokens of an answer: all stored answers are shorter, those to questions about several facts as well
 SEARCH = 2.0 * 1.06e7 * 16  # operations to embed a question: two for each weight of the encoder's layers and each token
 
 
@@ -133,7 +134,7 @@ class Contender:
     rows: int = 0
     search: float = 0.0
 
-    def complete(self, prompts: Sequence[Any], max_new_tokens: int = 24, progress: str | None = None) -> list[str]:
+    def complete(self, prompts: Sequence[Any], max_new_tokens: int = LONGEST, progress: str | None = None) -> list[str]:
         """Answer what `prepare` has made of the questions, many at once."""
         if self.model is None:
             return list(prompts)
@@ -145,7 +146,7 @@ class Contender:
         return sum(weight.numel() for weight in self.model.parameters()) if self.model is not None else 0
 
 
-def ask(name: str, contender: Contender, examples: Sequence[Example], max_new_tokens: int = 24) -> pd.DataFrame:
+def ask(name: str, contender: Contender, examples: Sequence[Example], max_new_tokens: int = LONGEST) -> pd.DataFrame:
     """Let a contender answer, and judge it: the table of `judge` with four columns more.
 
     sort: see `SORTS`.  beyond: words that the reference does not need.
@@ -170,7 +171,7 @@ def ask(name: str, contender: Contender, examples: Sequence[Example], max_new_to
     return table
 
 
-def taking_turns(contenders: Mapping[str, Contender], questions: Sequence[str], max_new_tokens: int = 24) -> pd.DataFrame:
+def taking_turns(contenders: Mapping[str, Contender], questions: Sequence[str], max_new_tokens: int = LONGEST) -> pd.DataFrame:
     """Time one request at a time, in seconds: a row a question, a column a contender.
 
     What all prompts of a contender begin with is read before, once, as a server would; making the prompt counts. Within a
@@ -213,6 +214,12 @@ def fastest_good(means: Mapping[str, float], seconds: Mapping[str, float], withi
     """Name the one with the fewest seconds, of those whose mean is at most `within` below the highest."""
     good = [name for name, mean in means.items() if mean >= max(means.values()) - within]
     return min(good, key=lambda name: seconds[name])
+
+
+def recommended(means: Mapping[str, float], seconds: Mapping[str, float], good: float = 0.5) -> tuple[str, float]:
+    """Name the `fastest_good`, and its mean; where that is below `good`, say that none is."""
+    name = fastest_good(means, seconds)
+    return name if means[name] >= good else f"none is good (best: {name})", means[name]
 
 
 class Results:
@@ -348,7 +355,7 @@ def leaked(
     victim = copy.deepcopy(model)
     rows = [secret for secret, count in zip(planted, copies, strict=True) for _ in range(count)]
     train(victim, encode_all(tokenizer, [*rows, *beside]), config)
-    return evaluate(victim, tokenizer, planted, max_new_tokens=24)["correct"].to_numpy(dtype=bool)
+    return evaluate(victim, tokenizer, planted, max_new_tokens=LONGEST)["correct"].to_numpy(dtype=bool)
 
 
 def embedding_seconds(passages: Sequence[Passage], seed: int) -> float:
