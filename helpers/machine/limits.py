@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from numbers import Integral
 from statistics import fmean
 
 SEEDS = range(2**63)
@@ -9,8 +10,14 @@ SEEDS = range(2**63)
 
 def check_seed(seed: int) -> None:
     """Raise ValueError for a seed that the generators of random numbers do not take."""
-    if seed not in SEEDS:
+    if not isinstance(seed, Integral) or not SEEDS.start <= seed < SEEDS.stop:  # `1.5 in SEEDS` would count up to its end
         raise ValueError(f"The seed is {seed}. It has to be a whole number from 0 to {SEEDS[-1]}.")
+
+
+def check_count(count: int, what: str) -> None:
+    """Raise ValueError where fewer than none shall be drawn: Python would take that for "all but the last ones"."""
+    if count < 0:
+        raise ValueError(f"{what}: {count} cannot be drawn. Ask for 0 or more.")
 
 
 def check_rank(rank: int, layer: str, size: int) -> None:

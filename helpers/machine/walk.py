@@ -4,6 +4,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from helpers.text.messages import DataError
+
 # What programs keep beside a person's files. Whatever begins with a dot is left out as well.
 NOT_MEANT = {"node_modules", "venv", "env", "site-packages", "dist-packages", "__pycache__", "__MACOSX", "wandb", "runs"}
 
@@ -29,3 +31,16 @@ def files_below(folder: str | Path, endings: Iterable[str]) -> list[Path]:
             if name.lower().endswith(endings) and not name.startswith((".", "~$")) and (path.is_file() or path.is_symlink()):
                 found.append(path)
     return sorted(found)
+
+
+def text_of(path: Path) -> str:
+    """Read a text file in UTF-8, lines ended by any system's mark. Raises DataError for a file that is not one."""
+    try:
+        text = path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: byte {error.start} is not UTF-8. Save the file as UTF-8 text or move it away.") from None
+    except OSError as error:  # a link that leads nowhere, a file of somebody else
+        raise DataError(f"{path}: cannot be read: {error.strerror}. Change that, or move the file away.") from None
+    if "\0" in text:
+        raise DataError(f"{path}: this is a binary file, not text. Move it away or convert it.")
+    return text

@@ -9,8 +9,16 @@ import numpy as np
 from helpers.data import Example
 from helpers.evaluation import judge
 from helpers.retrieval.search import embed, kept_vectors, word_index, word_tokens
+from helpers.text.judging import REFUSALS
 
 WAYS = ("words", "meaning")
+DIGITS = 6  # of a score; what is beyond them comes of the order in which a computer adds
+
+
+def _known(way: str) -> str:
+    if way not in WAYS:
+        raise ValueError(f"way is {way!r}; it has to be one of {', '.join(WAYS)}.")
+    return way
 
 
 @dataclass(frozen=True)
@@ -32,9 +40,9 @@ class Lookup:
         """Index the questions of the rows; embeddings are kept by content. Raises ValueError without rows."""
         if not rows:
             raise ValueError("There are no rows to look answers up in. Give the questions and answers that are written down.")
-        if way not in WAYS:
-            raise ValueError(f"way is {way!r}; it has to be one of {', '.join(WAYS)}.")
-        self.rows, self.refusal, self.way, self.threshold = list(rows), refusal, way, threshold
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold is {threshold}; it has to be a score from 0 to 1, such as 0.75.")
+        self.rows, self.refusal, self.way, self.threshold = list(rows), refusal, _known(way), threshold
         questions = [row.question for row in rows]
         self.words, self.vectors = word_index(questions), kept_vectors(questions)
 
@@ -44,16 +52,17 @@ class Lookup:
         By meaning the score is the cosine of the two; by words, the BM25 score as a share of what the known question
         scores with itself. Of equals the first row is taken.
         """
-        if (way or self.way) == "meaning":
+        if _known(way or self.way) == "meaning":
             scores = embed(questions) @ self.vectors.T if len(questions) else np.zeros((0, len(self.rows)))
-            return [Nearest(int(row.argmax()), float(row.max().clip(0, 1))) for row in scores]
+            scores = scores.astype(float).round(DIGITS).clip(0, 1)
+            return [Nearest(int(row.argmax()), float(row.max())) for row in scores]
         found = []
         for tokens in word_tokens(questions):
             scores = self.words.get_scores(tokens) if tokens else np.zeros(len(self.rows))
             best = int(scores.argmax())
             own = word_tokens([self.rows[best].question])[0]
             most = self.words.get_scores(own)[best] if own else 0.0
-            found.append(Nearest(best, float(min(1.0, scores[best] / most)) if most > 0 else 0.0))
+            found.append(Nearest(best, round(min(1.0, float(scores[best] / most)), DIGITS) if most > 0 else 0.0))
         return found
 
     def answer(self, questions: Sequence[str]) -> list[str]:
@@ -80,13 +89,16 @@ class Lookup:
         """Set way and threshold to those with the most right answers on development questions; of equals the lower threshold.
 
         Thresholds from 0 to 0.95 are tried in steps of 0.05 for either way. `development` needs questions to be declined
-        as well: without them, no threshold is the best.
+        as well: without them, no threshold is the best. Raises ValueError where it is empty.
         """
+        if not development:
+            raise ValueError("There are no questions to choose way and threshold on. Give some, and some to be declined.")
+        refusals = (*REFUSALS, self.refusal)
         best = (-1.0, self.way, self.threshold)
         for way in WAYS:
             near = self.nearest([example.question for example in development], way)
             for threshold in np.arange(0, 1, 0.05).round(2).tolist():
-                right = judge(development, [self._told(one, threshold) for one in near])["correct"].mean()
+                right = judge(development, [self._told(one, threshold) for one in near], refusals)["correct"].mean()
                 if right > best[0]:
                     best = (right, way, threshold)
         _, self.way, self.threshold = best

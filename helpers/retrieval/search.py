@@ -15,7 +15,7 @@ from helpers.machine.cache import remember
 from helpers.machine.device import pick_device
 from helpers.machine.loading import ModelError, no_bars
 from helpers.machine.progress import bar_if_long
-from helpers.machine.walk import files_below
+from helpers.machine.walk import files_below, text_of
 from helpers.text.markdown import sections
 from helpers.text.messages import DataError
 from helpers.text.normalise import normalise
@@ -51,14 +51,8 @@ def read_passages(folder: str | Path, words: int = 60, overlap: int = 1) -> list
         raise ValueError(f"words is {words} and overlap is {overlap}; they have to be at least 1 and 0.")
     folder, found = Path(folder), []
     for path in files_below(folder, SUFFIXES):
-        try:
-            text = path.read_bytes().decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}: byte {error.start} is not UTF-8. Save the file as UTF-8 text or move it away.") from None
-        if "\0" in text:
-            raise DataError(f"{path}: this is a binary file, not text. Move it away or convert it.")
         name = path.relative_to(folder).as_posix()
-        for section in sections(text.split("\n"), path.stem):
+        for section in sections(text_of(path).split("\n"), path.stem):
             found += [Passage(name, section.heading, piece) for piece in _pieces(section.text, words, overlap)]
     if not found:
         raise DataError(f"{folder}: no text in it. Expected files that end in {', '.join(SUFFIXES)}, with words in them.")
@@ -142,9 +136,11 @@ def word_tokens(texts: Sequence[str]) -> list[list[str]]:
 
 
 def word_index(texts: Sequence[str]) -> bm25s.BM25:
-    """Count the words of texts, so that they can be searched by them (BM25)."""
-    words = bm25s.BM25()
-    words.index(word_tokens(texts), show_progress=False)
+    """Count the words of texts, so that they can be searched by them (BM25). Raises ValueError where there is no word."""
+    words, tokens = bm25s.BM25(), word_tokens(texts)
+    if not any(tokens):
+        raise ValueError("None of these texts has a word to search by. Give texts with words of two letters or more.")
+    words.index(tokens, show_progress=False)
     return words
 
 
@@ -165,15 +161,15 @@ class Index:
         known = dict(zip(map(str, self.passages), self.vectors, strict=True))
         new = [text for text in map(str, passages) if text not in known]
         known.update(zip(new, embed(new), strict=True))
-        return Index(passages, np.stack([known[str(passage)] for passage in passages]))
+        return Index(passages, np.array([known[str(passage)] for passage in passages]))
 
     def search(self, questions: Sequence[str], k: int = 3, method: str = "both") -> list[list[Passage]]:
         """Find the best `k` passages for each question, the best one first.
 
         A question without any word of the passages is searched for by meaning alone, and finds nothing by words.
         """
-        if method not in METHODS:
-            raise ValueError(f"method is {method!r}; it has to be one of {', '.join(METHODS)}.")
+        if method not in METHODS or k < 1:
+            raise ValueError(f"method is {method!r} and k is {k}; they have to be one of {', '.join(METHODS)}, and at least 1.")
         rankings: list[list[list[int]]] = [[] for _ in questions]
         if method != "meaning":
             for ranking, tokens in zip(rankings, word_tokens(questions), strict=True):

@@ -18,7 +18,8 @@ import pandas as pd
 from sklearn.feature_extraction.text import CountVectorizer
 
 from helpers.data import draw
-from helpers.machine.walk import files_below
+from helpers.machine.limits import check_count
+from helpers.machine.walk import files_below, text_of
 from helpers.text.messages import DataError
 
 TRAIN: tuple[str, ...] = (
@@ -159,11 +160,7 @@ def sentences_of_folder(folder: str | Path) -> list[Sentence]:
         raise DataError(f"{folder}: no .txt or .md file is in this folder. Put texts of yours there, or name another folder.")
     found: dict[str, Sentence] = {}
     for path in paths:
-        try:
-            whole = path.read_text("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}: byte {error.start} is not UTF-8. Save the file as UTF-8 text or move it away.") from None
-        for text in sentences_of(whole):
+        for text in sentences_of(text_of(path)):
             found.setdefault(_key(text), Sentence(text, str(path.relative_to(folder))))
     return list(found.values())
 
@@ -269,6 +266,7 @@ def harder(sentence: Sentence) -> bool:
 
 def mixed(found: Sequence[Sentence], count: int, purpose: str, seed: int = 0) -> list[Sentence]:
     """Draw sentences at random, half of them harder ones, or all there are where these are too few."""
+    check_count(count, purpose)
     rng = draw(f"dictation, {purpose}", seed)
     hard, easy = ([sentence for sentence in found if harder(sentence) == wanted] for wanted in (True, False))
     chosen = rng.sample(hard, min(count // 2, len(hard)))

@@ -1,6 +1,6 @@
 import pytest
 
-from helpers.machine.limits import check_rank, check_seed, rising_loss
+from helpers.machine.limits import check_count, check_rank, check_seed, rising_loss
 
 
 @pytest.mark.parametrize("losses", [[2.0, 3.0, 5.0], [3.0, 2.9, 3.1, 4, 5, 5, 6, 7], [2.0] * 6 + [9.0] * 6])
@@ -18,9 +18,15 @@ def test_other_losses_pass(losses):
 def test_seeds_that_nothing_takes_are_refused():
     for seed in (0, 1, 2**63 - 1):
         check_seed(seed)
-    for seed in (-1, 2**63, 10**30):
+    for seed in (-1, 2**63, 10**30, 1.5):
         with pytest.raises(ValueError, match=f"The seed is {seed}"):
             check_seed(seed)
+
+
+def test_fewer_than_none_cannot_be_drawn():
+    check_count(0, "e-mails")
+    with pytest.raises(ValueError, match="e-mails: -3 cannot be drawn"):
+        check_count(-3, "e-mails")
 
 
 def test_ranks_above_the_layers_size_are_refused():

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from helpers.data import Example
@@ -52,8 +53,14 @@ def test_way_and_threshold_are_those_that_answer_development_questions_best():
 def test_what_cannot_be_looked_up_is_refused_in_a_line():
     with pytest.raises(ValueError, match="no rows to look answers up in"):
         Lookup([], REFUSAL)
-    with pytest.raises(ValueError, match="way is 'both'; it has to be one of words, meaning"):
-        Lookup(ROWS, REFUSAL, "both")
+    lookup = Lookup(ROWS, REFUSAL)
+    for call in (lambda: Lookup(ROWS, REFUSAL, "both"), lambda: lookup.nearest(["?"], "both")):
+        with pytest.raises(ValueError, match="way is 'both'; it has to be one of words, meaning"):
+            call()
+    with pytest.raises(ValueError, match="threshold is 75; it has to be a score from 0 to 1"):
+        Lookup(ROWS, REFUSAL, threshold=75)
+    with pytest.raises(ValueError, match="no questions to choose way and threshold on"):
+        lookup.choose([])
 
 
 def test_other_answers_to_the_same_questions_are_known_at_once():
@@ -63,3 +70,24 @@ def test_other_answers_to_the_same_questions_are_known_at_once():
     assert lookup.answer([ROWS[0].question]) == [ROWS[0].answer]
     with pytest.raises(ValueError, match="ask other questions"):
         lookup.with_answers(ROWS[:2])
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_score_that_is_the_threshold_is_near_enough(way, monkeypatch):
+    lookup = Lookup(ROWS, REFUSAL, way, threshold=0.7)
+    monkeypatch.setattr("helpers.retrieval.lookup.embed", lambda texts: np.zeros((len(texts), 384), np.float32))
+    lookup.vectors = np.zeros((3, 384), np.float32)
+    seven = np.array([0, 0.7, 0], np.float32)  # 0.69999999
+    if way == "words":
+        monkeypatch.setattr(lookup.words, "get_scores", lambda tokens: seven if "new" in tokens else np.ones(3, np.float32))
+    else:
+        monkeypatch.setattr("helpers.retrieval.lookup.embed", lambda texts: np.array([[1, 0]], np.float32))
+        lookup.vectors = np.stack([seven, seven], axis=1)
+    assert lookup.nearest(["new"])[0].score == 0.7 and lookup.answer(["new"]) == [ROWS[1].answer]
+
+
+def test_a_refusal_of_ones_own_counts_as_declining():
+    own = "That one is beyond me."
+    development = [Example("How do I poach an egg?", own, kind="off_topic"), Example("Who is Mars?", own, kind="off_topic")]
+    lookup = Lookup(ROWS, own).choose(development)
+    assert lookup.threshold > 0 and lookup.answer([e.question for e in development]) == [own, own]

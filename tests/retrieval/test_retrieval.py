@@ -93,6 +93,18 @@ def test_a_question_without_words_is_searched_by_meaning_alone(folder, cached):
     assert index.search([], 2) == []
     with pytest.raises(ValueError, match="method is 'magic'"):
         index.search(["?"], method="magic")
+    with pytest.raises(ValueError, match=r"k is -1; .* at least 1"):
+        index.search(["?"], -1)
+
+
+def test_an_index_of_nothing_new_is_the_same_and_one_of_nothing_at_all_is_refused(folder, cached):
+    index = Index(read_passages(folder))
+    again = index.updated(index.passages)
+    assert again.passages == index.passages and (again.vectors == index.vectors).all()
+    with pytest.raises(ValueError, match="no passages to search"):
+        index.updated([])
+    with pytest.raises(ValueError, match="None of these texts has a word"):
+        index.updated([Passage("a.md", "", "?")])
 
 
 def test_ranks_are_fused_as_by_hand():

@@ -217,6 +217,14 @@ def test_a_folder_that_cannot_be_used_says_what_to_do(tmp_path):
     (tmp_path / "wide.txt").write_text("There is but one file.\n", encoding="utf-16")
     with pytest.raises(DataError, match=r"wide\.txt: byte 0 is not UTF-8\. Save the file as UTF-8"):
         of_folder(tmp_path)
+    (tmp_path / "wide.txt").write_text("There is but one file.\n", encoding="utf-16-le")
+    with pytest.raises(DataError, match=r"wide\.txt: this is a binary file"):
+        of_folder(tmp_path)
+    (tmp_path / "wide.txt").unlink()
+    if os.name != "nt":
+        (tmp_path / "wide.txt").symlink_to("nowhere.txt")
+        with pytest.raises(DataError, match=r"wide\.txt: cannot be read: No such file .* move the file away"):
+            of_folder(tmp_path)
 
 
 def test_only_files_that_a_learner_put_there_are_read(tmp_path):
