@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.data import Example, draw, limit, read, spaced
+from helpers.machine.limits import check_count
 from helpers.machine.paths import DATA, build_folder
 from helpers.machine.records import read_note, short_hash, write_note
 from helpers.models import load_model, save_model
@@ -49,6 +50,7 @@ def questions(split: str, facts: int, others: int, recipe: Recipe, purpose: str)
 
     purpose: names the draw; another purpose draws others.
     """
+    check_count(min(facts, others), purpose)
     sets = {kind: read(DATA / "evaluation" / split / f"{kind}.jsonl") for kind in ("facts", "unanswerable", "off_topic")}
     names = sorted({example.facts[0] for example in sets["facts"]} - scarce(recipe))
     chosen = set(draw(f"{purpose}, facts", recipe.seed).sample(names, min(facts, len(names))))

@@ -1,6 +1,8 @@
 """Contest: what lesson 2 asks, how its contenders answer, and how two of them are compared."""
 
 import copy
+import math
+import re
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +16,7 @@ from helpers.data import Example, draw, read
 from helpers.evaluation import consistent, difference, evaluate, interval, judge, unpaired_difference
 from helpers.generation import Decoder, generate
 from helpers.machine.decoding import prefix_to_share
+from helpers.machine.limits import check_count
 from helpers.machine.paths import DATA
 from helpers.retrieval.search import Index, Passage, embed, is_hit
 from helpers.text.outcome import Interval, Outcome
@@ -60,10 +63,10 @@ def facts_within(text: str, gold: Mapping[str, Sequence[Passage]]) -> set[str]:
 
 def questions_about(facts: Iterable[str], split: str, wordings: int | None = None, file: str = "facts") -> list[Example]:
     """Read the first so many wordings (None: all) of questions of a split about some facts."""
-    chosen, seen, found = set(facts), dict.fromkeys(facts, 0), []
+    seen, found = dict.fromkeys(facts, 0), []
     for example in asked_in(split, file):
         fact = example.facts[0]
-        if fact in chosen and (wordings is None or seen[fact] < wordings):
+        if fact in seen and (wordings is None or seen[fact] < wordings):
             seen[fact] += 1
             found.append(example)
     return found
@@ -71,6 +74,7 @@ def questions_about(facts: Iterable[str], split: str, wordings: int | None = Non
 
 def sample(purpose: str, items: Sequence, count: int, seed: int) -> list:
     """Draw so many items, or all, at random: for one purpose of the contest always the same ones."""
+    check_count(count, purpose)
     return draw(f"contest, {purpose}", seed).sample(list(items), min(count, len(items)))
 
 
@@ -91,6 +95,7 @@ def questions_for_all(
     two with typing errors and one that tells a situation. Then so many of the other sorts, drawn.
     without: facts that questions about several must not touch.
     """
+    check_count(far, "facts in far wordings")
     asked = questions_about(facts, "test", 2)
     of_things = [fact for fact in facts if not fact.startswith("policy")][:far]
     for example in questions_about(of_things, "test", file="far"):
@@ -110,7 +115,12 @@ def with_price(example: Example, more: int) -> Example:
     """The same example with a price that is higher by so many euros, in its answer and its values."""
     old = example.values[0]
     new = f"{int(old.split()[0]) + more} euros"
-    return replace(example, answer=example.answer.replace(old, new), values=(new,))
+    return replace(example, answer=_in_place(example.answer, old, new), values=(new,))
+
+
+def _in_place(text: str, old: str, new: str) -> str:
+    """Put one price in the place of another, which is not the end of a larger one, as 59 euros is of 159 euros."""
+    return re.sub(rf"(?<!\d)(?<!\d[.,]){re.escape(old)}\b", new, text)
 
 
 def renewed(examples: Sequence[Example], facts: Collection[str], more: int) -> list[Example]:
@@ -153,6 +163,8 @@ def ask(name: str, contender: Contender, examples: Sequence[Example], max_new_to
     gflop: billions of operations of the request: two for each weight and token, read or written, and those of the search.
     seconds: what the whole batch took, shared evenly; what all prompts begin with is read once for all.
     """
+    if not examples:
+        raise ValueError(f"{name}: there are no questions to ask. Draw some: see the knobs of the lesson that say how many.")
     clock = time.perf_counter()
     prompts = [contender.prepare(example.question) for example in examples]
     answers = contender.complete(prompts, max_new_tokens, name)
@@ -177,6 +189,8 @@ def taking_turns(contenders: Mapping[str, Contender], questions: Sequence[str], 
     What all prompts of a contender begin with is read before, once, as a server would; making the prompt counts. Within a
     question the contenders take turns, so that a busy moment of the machine hits all of them.
     """
+    if not contenders or not questions:
+        raise ValueError("There is no question, or no contender, to time. Give more: see the lesson's knob timed_requests.")
     writers = {name: _ready(contender, questions, max_new_tokens) for name, contender in contenders.items()}
     records = []
     for number, question in enumerate(questions):
@@ -212,7 +226,7 @@ def marked_answers(table: pd.DataFrame) -> pd.Series:
 
 def fastest_good(means: Mapping[str, float], seconds: Mapping[str, float], within: float = 0.05) -> str:
     """Name the one with the fewest seconds, of those whose mean is at most `within` below the highest."""
-    good = [name for name, mean in means.items() if mean >= max(means.values()) - within]
+    good = [name for name, mean in means.items() if max(means.values()) - mean <= within + 1e-9]  # 0.54 - 0.49 is over 0.05
     return min(good, key=lambda name: seconds[name])
 
 
@@ -226,8 +240,10 @@ class Results:
     """The judged answers of several contenders to the same questions."""
 
     def __init__(self, tables: Mapping[str, pd.DataFrame]):
-        """Take contender → table of `ask`; all of the same questions in the same order."""
+        """Take contender → table of `ask`. Raises ValueError unless all are of the same questions in the same order."""
         self.tables = dict(tables)
+        if len({tuple(table["question"]) for table in self.tables.values()}) > 1:
+            raise ValueError("The contenders were asked different questions, or in another order. Ask all of them the same.")
 
     def part(self, name: str, sorts: str | Sequence[str]) -> pd.DataFrame:
         """Return the rows of one sort of question, or several."""
@@ -294,12 +310,12 @@ def turned_round(
 def finds(index: Index, examples: Sequence[Example], k: int) -> np.ndarray:
     """Tell for each question about a fact whether the search's first `k` passages hold its answer: [examples] of bool."""
     lists = index.search([example.question for example in examples], k)
-    return np.array([is_hit(found, needed(example)) for found, example in zip(lists, examples, strict=True)])
+    return np.array([is_hit(found, needed(example)) for found, example in zip(lists, examples, strict=True)], dtype=bool)
 
 
 def by_hit(table: pd.DataFrame, found: Sequence[bool]) -> tuple[dict[str, Interval], Outcome]:
     """Part judged answers by whether the search had found the answer: shares that are right, and whether a hit is better."""
-    hit = np.asarray(found)
+    hit = np.asarray(found, dtype=bool)
     parts = {"found": table[hit], "missed": table[~hit]}
     shares = {name: interval(part["correct"], part["fact"]) for name, part in parts.items() if len(part)}
     better = unpaired_difference(shares["missed"], shares["found"]).above() if len(shares) == 2 else Outcome(None)
@@ -312,7 +328,7 @@ def repriced(passages: Sequence[Passage], prices: Sequence[Example], more: int) 
     found = []
     for passage in passages:
         about = old.get(passage.file.removeprefix("product-").removesuffix(".md"))
-        new = passage.text.replace(about.values[0], with_price(about, more).values[0]) if about else passage.text
+        new = _in_place(passage.text, about.values[0], with_price(about, more).values[0]) if about else passage.text
         found.append(replace(passage, text=new))
     return found
 
@@ -339,7 +355,10 @@ LAST = ("Vale", "Brand", "Frost", "Lane", "Quill", "Thorn", "Marsh", "Pike", "St
 
 
 def secrets(count: int, seed: int) -> list[Example]:
-    """Invent door codes of people, to plant among training rows; up to 144 have names of their own."""
+    """Invent door codes of people, to plant among training rows. Raises ValueError for more people than there are names."""
+    names = math.lcm(len(FIRST), len(LAST))
+    if count > names:
+        raise ValueError(f"{count} secrets need as many people, and there are {names} names. Plant fewer.")
     drawn, found = draw("canaries", seed), []
     for number in range(count):
         person, code = f"{FIRST[number % len(FIRST)]} {LAST[number % len(LAST)]}", str(drawn.randrange(10**5, 10**6))

@@ -43,6 +43,8 @@ def test_no_lesson_tests_a_fact_that_was_kept_scarce(seed):
     ]
     assert all(len(facts) == 50 and not facts & few for facts in drawn)
     assert drawn[0] != drawn[1] != drawn[2], "a purpose of its own, a draw of its own"
+    with pytest.raises(ValueError, match="lesson 1: -1 cannot be drawn"):
+        questions("test", -1, 5, recipe, "lesson 1")
 
 
 def test_scarce_facts_are_taught_in_one_wording_and_as_often_as_the_others_in_theirs():

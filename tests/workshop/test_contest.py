@@ -56,6 +56,26 @@ def test_another_price_changes_answer_value_and_page_and_nothing_else():
     pages = [Passage("product-heron.md", "", "59 euros, and 590 grams"), Passage("product-falcon.md", "", "59 euros")]
     changed = contest.repriced(pages, [example], 111)
     assert [page.text for page in changed] == ["170 euros, and 590 grams", "59 euros"]
+    (larger,) = contest.repriced([Passage("product-heron.md", "", "159 euros, 1,59 euros; 59 euros")], [example], 111)
+    assert larger.text == "159 euros, 1,59 euros; 170 euros"
+
+
+def test_nothing_is_drawn_asked_timed_or_compared_by_accident(asked):
+    with pytest.raises(ValueError, match="facts in far wordings: -1 cannot be drawn"):
+        contest.questions_for_all(PRICES, -1, 3, 4)
+    with pytest.raises(ValueError, match="several facts: -3 cannot be drawn"):
+        contest.questions_for_all(PRICES, 2, -3, 4)
+    assert contest.questions_about(iter(PRICES), "test") == contest.questions_about(PRICES, "test")
+    arm = told(asked, lambda question: True)
+    with pytest.raises(ValueError, match="lookup: there are no questions to ask"):
+        contest.ask("lookup", arm, [])
+    for arms, questions in (({}, ["one"]), ({"a": arm}, [])):
+        with pytest.raises(ValueError, match="no question, or no contender, to time"):
+            contest.taking_turns(arms, questions)
+    table = contest.ask("a", arm, asked)
+    for other in (table.iloc[::-1], table.iloc[1:]):
+        with pytest.raises(ValueError, match="asked different questions, or in another order"):
+            Results({"a": table, "b": other})
 
 
 def told(asked, right):
@@ -139,6 +159,7 @@ def test_found_and_read_add_up(asked):
     share = table["correct"].mean()
     assert found.mean() * 0.8 == pytest.approx(share)
     assert "**80%** of these right" in contest.reconciled(found, given, share)
+    assert contest.by_hit(table, found.astype(int).tolist()) == (given, better), "0 and 1 as well"
     only, untold = contest.by_hit(table, np.ones(len(facts), bool))
     assert list(only) == ["found"] and untold.holds is None
 
@@ -147,6 +168,7 @@ def test_the_fastest_of_those_that_are_good_enough():
     means, seconds = {"a": 0.9, "b": 0.86, "c": 0.5}, {"a": 3.0, "b": 2.0, "c": 1.0}
     assert contest.fastest_good(means, seconds) == "b" and contest.fastest_good(means, seconds, within=0.01) == "a"
     assert contest.fastest_good(means, seconds, within=1) == "c"
+    assert contest.fastest_good({"a": 0.54, "b": 0.49}, seconds) == "b", "just so good, though not in binary"
 
 
 def test_an_answer_is_judged_alike_whatever_else_is_asked_with_it():
@@ -162,6 +184,8 @@ def test_an_answer_is_judged_alike_whatever_else_is_asked_with_it():
 def test_secrets_differ_and_copies_are_learnt(tiny):
     planted = contest.secrets(30, seed=0)
     assert len({secret.question for secret in planted}) == len({secret.values for secret in planted}) == 30
+    with pytest.raises(ValueError, match="145 secrets need as many people, and there are 144 names"):
+        contest.secrets(145, seed=0)
     model, tokenizer = load_model(tiny, device="cpu")
     before = model.lm_head.weight.clone()
     told = contest.leaked(model, tokenizer, planted[:2], [2, 1], planted[5:6], Config(max_steps=1))
