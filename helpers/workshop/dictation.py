@@ -39,11 +39,14 @@ def prompt(text: str, examples: Sequence[Sentence]) -> list[dict]:
 
 
 def rule(text: str) -> str:
-    """Write a first capital and a last mark, I in capitals, and a comma where one nearly always stands."""
-    written = re.sub(rf"^(?:{'|'.join(OPENERS)})\b", r"\g<0>,", text)
-    written = re.sub(r"\b(?<!^)(but|although|whereas)\b", r", \1", written).replace(" ,", ",")
+    """Write a first capital and a last mark, I in capitals, and a comma where one nearly always stands.
+
+    A text without words stays as it is.
+    """
+    written = re.sub(rf"^(?:{'|'.join(OPENERS)})(?= )", r"\g<0>,", text)
+    written = re.sub(r",? (but|although|whereas)(?!\S)", r", \1", written)
     written = re.sub(r"\bi\b", "I", written)
-    mark = "?" if text.split(" ")[0] in QUESTIONS else "."
+    mark = "?" if text.split(" ")[0] in QUESTIONS else "." if text.strip() else ""
     return written[:1].upper() + written[1:] + mark
 
 
@@ -64,7 +67,7 @@ class Tagger:
             raise ValueError("All words are written alike, or have the same mark behind them. Give more sentences.")
         seen = self._features([sentence.dictated for sentence in learnt])
         self.forms, self.marks = (
-            SGDClassifier(loss="log_loss", alpha=1e-6, random_state=seed).fit(seen, label)
+            SGDClassifier(loss="log_loss", alpha=1e-6, random_state=seed % 2**32).fit(seen, label)  # it takes none beyond
             for label in zip(*labels, strict=True)
         )
 

@@ -29,14 +29,22 @@ def fields(ticket: str) -> dict[str, str]:
     for line in ticket.splitlines():
         name, colon, value = line.partition(":")
         if colon and name.strip().lower() in FIELDS:
-            found.setdefault(name.strip().lower(), value.strip())
+            found.setdefault(name.strip().lower(), " ".join(value.split()))
     return found
 
 
 def right_fields(expected: str, answer: str) -> dict[str, bool]:
-    """Tell of each field of a ticket whether an answer has it right; capitals do not count."""
-    told = fields(answer.casefold())
-    return {name: told.get(name) == value for name, value in fields(expected.casefold()).items()}
+    """Tell of each field of a ticket whether an answer has it right; capitals and white space do not count."""
+    wanted, told = _whole(expected.casefold()), fields(answer.casefold())
+    return {name: told.get(name) == value for name, value in wanted.items()}
+
+
+def _whole(ticket: str) -> dict[str, str]:
+    """Read the fields of a ticket that has to have all four; raises ValueError."""
+    found = fields(ticket)
+    if missing := [name for name in FIELDS if not found.get(name)]:
+        raise ValueError(f"The ticket {ticket[:60]!r} has no {', '.join(missing)}. Write a line of each, such as order: -")
+    return found
 
 
 def write_ticket(found: dict[str, str]) -> str:
@@ -68,17 +76,23 @@ def classical(rows: Sequence[Example]) -> Callable[[Sequence[str]], list[str]]:
 
     Intent and urgency: logistic regression on sentence embeddings, the greatest and the least of each of their numbers
     over the sentences of an e-mail, so that one sentence can decide. Product and order number: two regular expressions.
+    Raises ValueError where a ticket lacks a field, or all have the same intent or urgency: then there is nothing to learn.
     """
-    tickets = [fields(row.answer) for row in rows]
+    tickets = [_whole(row.answer) for row in rows]
+    for name in ("intent", "urgency"):
+        if len({ticket[name] for ticket in tickets}) < 2:
+            raise ValueError(f"{len(tickets)} ticket(s), no two of another {name}: nothing to learn. Give more of them.")
     learners = {name: LogisticRegression(C=10, max_iter=2000) for name in ("intent", "urgency")}
     features = _features([row.question for row in rows])
     for name, learner in learners.items():
         learner.fit(features, [ticket[name] for ticket in tickets])
-    products = "|".join({ticket["product"] for ticket in tickets})
+    products = "|".join(sorted({re.escape(ticket["product"]) for ticket in tickets}, key=len, reverse=True))
     rest = re.sub(products, "", " ".join(row.question for row in rows), flags=re.IGNORECASE)
     common = ENGLISH_STOP_WORDS | set(re.findall(r"[a-z]+", rest.lower()))
 
     def write(emails: Sequence[str]) -> list[str]:
+        if not emails:
+            return []
         features = _features(emails)
         told = {name: learner.predict(features) for name, learner in learners.items()}
         told |= {"product": [product_name(email, common) for email in emails], "order": map(order_number, emails)}
@@ -89,7 +103,7 @@ def classical(rows: Sequence[Example]) -> Callable[[Sequence[str]], list[str]]:
 
 def _features(emails: Sequence[str]) -> np.ndarray:
     """Describe each e-mail by its sentences' embeddings, their greatest and their least numbers: [emails, 768]."""
-    sentences = [[part for part in re.split(r"(?<=[.?!:])\s+|\n+", email) if part] for email in emails]
+    sentences = [[part for part in re.split(r"(?<=[.?!:])\s+|\n+", email) if part] or [""] for email in emails]
     different = sorted({part for parts in sentences for part in parts})
     vectors = dict(zip(different, embed(different), strict=True))
     found = [np.stack([vectors[part] for part in parts]) for parts in sentences]

@@ -40,6 +40,10 @@ def test_a_prompt_shows_its_examples_as_turns_and_ends_with_the_text():
         ("by default the file is read", "By default, the file is read."),
         ("it is slow but i like it", "It is slow, but I like it."),
         ("but it is slow", "But it is slow."),
+        ("by default but seldom it is read", "By default, but seldom it is read."),
+        ("it is all-but certain however", "It is all-but certain however."),
+        ("however", "However."),
+        ("", ""),
     ],
 )
 def test_the_rule(text, written):
@@ -54,7 +58,7 @@ def test_the_tagger_learns_names_commas_and_ends_and_keeps_every_word():
     assert tagger(["by default the town of madrid is old"]) == ["By default, the town of Madrid is old."]
     assert tagger(["why is the gate of the town red"]) == ["Why is the gate of the town red?"]
     assert [dictated(written) for written in tagger(TEXTS)] == TEXTS
-    assert Tagger(learnt)(TEXTS) == tagger(TEXTS)
+    assert Tagger(learnt)(TEXTS) == tagger(TEXTS) == Tagger(learnt, seed=2**32)(TEXTS), "the largest seeds are taken as well"
 
 
 def test_texts_without_words_and_words_of_odd_forms_do_not_stop_the_tagger():

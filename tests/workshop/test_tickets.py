@@ -38,6 +38,14 @@ def test_a_field_is_right_whatever_its_capitals_and_the_lines_around_it():
         assert [name for name, held in right_fields(TICKET, TICKET.replace(right, wrong)).items() if not held] == [field]
     assert sum(right_fields(TICKET, "\n".join(TICKET.splitlines()[:3])).values()) == 3
     assert list(right_fields(TICKET, "").values()) == [False] * 4
+    assert all(right_fields(TICKET, TICKET.replace(" kettle", "\t kettle ")).values())
+
+
+def test_a_ticket_without_all_its_fields_is_nothing_to_compare_with_or_to_learn_from():
+    for ticket in ("", "Here it is.", TICKET.rsplit("\n", 1)[0], TICKET.replace("48213", "")):
+        for call in (lambda t=ticket: right_fields(t, TICKET), lambda t=ticket: classical([Example("Hello.", t)])):
+            with pytest.raises(ValueError, match=r"has no .*(order|urgency)"):
+                call()
 
 
 @pytest.mark.parametrize("written", ["48213", "#48213", "no. 48213", "TM-48213", "tm-48213", "48 213"])
@@ -76,6 +84,26 @@ def test_the_classical_way_learns_intent_and_urgency():
     assert write([row.question for row in rows]) == [row.answer for row in rows]
     new = "Hi,\n\nMy Onyx frying pan cracked and is of no use. It is urgent.\n\nBob"
     assert write([new]) == ["intent: broken\nproduct: Onyx frying pan\norder: -\nurgency: high"]
+
+
+def mail(text, intent="return", product="Heron kettle", urgency="normal"):
+    ticket = TICKET.replace("return", intent).replace("Heron kettle", product)
+    return Example(text, ticket.replace("normal", urgency))
+
+
+def test_e_mails_of_one_intent_teach_none_and_no_e_mail_or_an_empty_one_stops_nobody():
+    both = [mail("Take it back, quick.", urgency="high"), mail("Take the Heron kettle back.")]
+    with pytest.raises(ValueError, match=r"2 ticket\(s\), no two of another intent.* Give more"):
+        classical(both)
+    write = classical([*both, mail("It broke.", "broken")])
+    assert write([]) == [] and len(write(["", "It broke."])) == 2
+
+
+def test_products_whose_names_hold_others_or_odd_signs_are_learnt_whole():
+    longer, odd = "Heron kettle lid", "C++ (kettle"
+    mails = [mail(f"My {longer} broke.", "broken", longer), mail("Take my Heron kettle.", urgency="high")]
+    write = classical([*mails, mail(f"A {odd} came.", "delivery", odd)])
+    assert write(["Where is my Heron kettle lid?"])[0].splitlines()[1] == f"product: {longer}"
 
 
 def test_a_model_is_shown_examples_as_earlier_turns():
