@@ -40,10 +40,10 @@ def run_command(args: argparse.Namespace) -> int:
         parameters[name] = value
     if not args.update:
         return run_notebooks(args.notebook, args.out, parameters, update=False)
-    from helpers.workshop.replication import record, replications
+    from helpers.workshop.replication import record, recorded
 
-    replications()  # what cannot be read is told before hours of work
-    return run_notebooks(args.notebook, args.out, parameters, update=True, keep=record)
+    with recorded(args.out):
+        return run_notebooks(args.notebook, args.out, parameters, update=True, keep=record)
 
 
 def replicate_command(args: argparse.Namespace) -> int:

@@ -80,11 +80,15 @@ class Report:
 
 
 def find(names: list[str]) -> list[Path]:
-    """Turn names such as "01" or paths into notebooks; no name means all of them, in order."""
+    """Turn names such as "01" or paths into notebooks; no name means all of them, in order.
+
+    Raises ValueError for another name, also for one of less than two letters, such as "1", with which only 10 begins.
+    """
     every = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
     found = []
     for name in names:
-        matches = [Path(name)] if Path(name).is_file() else [path for path in every if path.name.startswith(name)]
+        is_path = name.endswith(".ipynb") and Path(name).is_file()
+        matches = [Path(name)] if is_path else [path for path in every if len(name) > 1 and path.name.startswith(name)]
         if not matches:
             raise ValueError(f"There is no notebook {name!r}. There are: {', '.join(path.stem for path in every)}.")
         found += matches

@@ -2,19 +2,20 @@
 
 import ast
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import date
 from functools import partial
 from pathlib import Path
 
 import nbformat
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from helpers.machine.device import this_machine
-from helpers.machine.files import write_json
+from helpers.machine.files import OutputError, check_folder, write_json
 from helpers.machine.limits import check_seed
 from helpers.machine.packaged import PACKAGED, installed
-from helpers.machine.paths import DATA, build_folder
+from helpers.machine.paths import DATA
 from helpers.machine.records import NOT_MEASURED, Registration, data_hash, registered
 from helpers.workshop.notebooks import Report, find, knobs, run_each
 
@@ -47,7 +48,9 @@ def replications() -> list[dict]:
 
 def _is_box(found: object) -> bool:
     """Tell whether this is what a record keeps of a box."""
-    return isinstance(found, dict) and set(found) == BOX_FIELDS and isinstance(found["shown"], dict)
+    if not isinstance(found, dict) or set(found) != BOX_FIELDS:
+        return False
+    return isinstance(found["shown"], dict) and found["holds"] in (True, False, None)
 
 
 def record(reports: Sequence[Report], seed: int = COMMITTED) -> None:
@@ -65,9 +68,27 @@ def record(reports: Sequence[Report], seed: int = COMMITTED) -> None:
         "models": [model.name for model in PACKAGED.values() if model.hub and installed(model)],
         "boxes": [{name: box[name] for name in sorted(BOX_FIELDS)} for report in done for box in report.claims],
     }
-    build_folder().mkdir(parents=True, exist_ok=True)
-    with FileLock(build_folder() / f"{RECORDS.name}.lock"):  # two runs may end at once
+    with FileLock(RECORDS.with_name(f".{RECORDS.name}.lock")):  # two runs may end at once, wherever they build
         write_json(RECORDS, [*replications(), run])
+
+
+@contextmanager
+def recorded(out: Path) -> Iterator[None]:
+    """Make sure before hours of work that what comes of it can be recorded, and let no other such run write to its folder.
+
+    Boxes that another lesson leaves in the same folder meanwhile would be taken for this one's.
+    Raises ValueError for records that cannot be read, OutputError for folders that cannot be written, or are in use.
+    """
+    replications()
+    check_folder(RECORDS.parent, "the records in")
+    check_folder(out, "--out")
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        alone = FileLock(out / ".lock").acquire(timeout=0)
+    except Timeout:
+        raise OutputError(f"--out {out}: another run writes there. Wait until it ends, or choose another folder.") from None
+    with alone:
+        yield
 
 
 def held(entry: Registration, runs: Sequence[Mapping]) -> tuple[int, int, int]:
@@ -91,7 +112,10 @@ def seeded(path: Path, seed: int) -> dict[str, str]:
     if "seed" in there:
         return {"seed": str(seed)}
     if "seeds" in there:
-        own = tuple(APART * seed + one for one in ast.literal_eval(there["seeds"]))
+        try:
+            own = tuple(APART * seed + one for one in ast.literal_eval(there["seeds"]))
+        except (ValueError, TypeError):
+            raise ValueError(f"{path.stem}: seeds is {there['seeds']}; write numbers, such as (0, 1, 2).") from None
         for one in own:
             check_seed(one)
         return {"seeds": str(own)}
@@ -104,17 +128,17 @@ def replicate(names: list[str], seeds: Sequence[int], out: Path) -> int:
     names: as `find` takes them; none: all lessons that have boxes.
     out: holds a folder a seed, so that what one lesson makes for the next, such as a model, is made anew for each.
     """
-    replications()  # what cannot be read is told before hours of work
     lessons = {entry.lesson for entry in registered().values()}
     paths = find(names) if names else [path for path in find([]) if path.name[:2] in lessons]
     for seed in seeds:
         check_seed(seed)
     settings = {seed: {path: seeded(path, seed) for path in paths} for seed in seeds}
     worst = 0
-    for seed, knobs_of in settings.items():
-        print(f"Seed {seed}:", flush=True)
-        worst = max(worst, run_each(knobs_of, out / f"seed-{seed}", False, print, partial(record, seed=seed)))
-        if worst >= 128:  # stopped
-            break
+    with recorded(out):
+        for seed, knobs_of in settings.items():
+            print(f"Seed {seed}:", flush=True)
+            worst = max(worst, run_each(knobs_of, out / f"seed-{seed}", False, print, partial(record, seed=seed)))
+            if worst >= 128:  # stopped
+                break
     print(f"What was finished is kept in data/{RECORDS.name}.")
     return worst

@@ -174,6 +174,8 @@ def test_doctor_names_what_is_missing(tmp_path, monkeypatch):
         (["ask", "--model", "./nowhere", "Hi"], "error: ./nowhere: there is no such folder"),
         (["evaluate", "--data", "nowhere.jsonl"], "error: nowhere.jsonl: there is no such file"),
         (["run", "77"], "error: There is no notebook '77'"),
+        (["replicate", "1"], "error: There is no notebook '1'"),
+        (["run", "README.md"], "error: There is no notebook 'README.md'"),
         (["replicate", "01", "--seeds", "-1"], "error: The seed is -1."),
         (["run", "01", "-p", "epochs"], "error: -p epochs: write it as NAME=VALUE"),
         (["run", "01", "-p", "epoch=1"], "error: This notebook has no parameter 'epoch'"),

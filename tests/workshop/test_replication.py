@@ -5,6 +5,8 @@ import json
 import os
 import platform
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -12,12 +14,13 @@ import pytest
 
 from helpers.__main__ import parser
 from helpers.machine.device import this_machine
+from helpers.machine.files import OutputError
 from helpers.machine.limits import SEEDS
 from helpers.machine.paths import DATA, ROOT
 from helpers.machine.records import registered
 from helpers.workshop import notebooks, replication
 from helpers.workshop.notebooks import Report, find, knobs
-from helpers.workshop.replication import held, record, replicate, replications, seeded
+from helpers.workshop.replication import held, record, recorded, replicate, replications, seeded
 
 C02, C03 = (registered()[id] for id in ("C02", "C03"))
 
@@ -55,7 +58,7 @@ def test_each_seed_runs_in_a_folder_of_its_own_and_leaves_a_record(tmp_path):
         ("C03", True, {"n": "1"}),
     ]
     assert third["boxes"][0]["version"] == C02.version
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"seed-3", "seed-7"}
+    assert {path.name for path in (tmp_path / "out").glob("[!.]*")} == {"seed-3", "seed-7"}
     assert (tmp_path / "out/seed-7/claims/C02.json").is_file()
     assert (held(C02, replications()), held(C03, replications())) == ((1, 2, 2), (2, 2, 2))
 
@@ -116,6 +119,7 @@ def test_what_counts_is_measured_under_todays_rule_and_once_a_seed_machine_and_s
         ('[{BOXES:[{"id": "C02"}]}]', "record 1: see to its boxes"),
         ("[{BOXES:[1]}]", "record 1: see to its boxes"),
         ('[{BOXES:[{"id": "C02", "version": "v", "holds": true, "shown": null}]}]', "record 1: see to its boxes"),
+        ('[{BOXES:[{"id": "C02", "version": "v", "holds": "yes", "shown": {}}]}]', "record 1: see to its boxes"),
     ],
 )
 def test_a_file_of_records_that_cannot_be_read_is_told_before_anything_runs_and_stays(tmp_path, records, text, said):
@@ -130,6 +134,29 @@ def test_a_file_of_records_that_cannot_be_read_is_told_before_anything_runs_and_
     assert records.read_text() == text and not (tmp_path / "out").exists()
 
 
+def test_two_runs_lose_no_record_wherever_they_build_and_share_no_folder(tmp_path, records):
+    write = (
+        "import sys; from pathlib import Path; from helpers.workshop import replication as r; from helpers.workshop.notebooks "
+    )
+    write += "import Report; r.RECORDS = Path(sys.argv[1]); [r.record([Report('97_a', 1.0)], n) for n in range(20)]"
+    command = [sys.executable, "-c", write, str(records)]
+    two = [subprocess.Popen(command, env={**os.environ, "COURSE_BUILD": str(tmp_path / name)}, cwd=ROOT) for name in "ab"]
+    assert [process.wait() for process in two] == [0, 0] and len(replications()) == 40
+    with recorded(tmp_path / "out"), pytest.raises(OutputError, match=r"another run writes there\. Wait .* or choose another"):
+        replicate([lesson(tmp_path, "seed = 0")], [1], tmp_path / "out")
+    with recorded(tmp_path / "out"):  # free again
+        assert len(replications()) == 40
+
+
+@pytest.mark.parametrize("locked", ["", "out"])
+def test_a_folder_that_cannot_be_written_is_told_before_anything_runs(tmp_path, monkeypatch, locked):
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path / locked)  # root may do everything
+    with pytest.raises(OutputError, match=r"nothing can be written in .*change its rights"):
+        replicate([lesson(tmp_path, "seed = 0")], [1], tmp_path / "out")
+    assert not any((tmp_path / "out").iterdir())
+
+
 def test_every_lesson_with_boxes_can_be_run_with_another_seed_and_none_of_its_seeds_is_anothers(tmp_path):
     lessons = {entry.lesson for entry in registered().values()}
     for path in find([]):
@@ -140,6 +167,9 @@ def test_every_lesson_with_boxes_can_be_run_with_another_seed_and_none_of_its_se
     assert seeded(find(["05"])[0], 2) == {"seeds": "(2000, 2001, 2002)"}
     with pytest.raises(ValueError, match=r"The seed is \d+000\."):
         seeded(find(["05"])[0], SEEDS[-1])
+    for seeds in ("range(3)", "3", "('a',)"):
+        with pytest.raises(ValueError, match=r"98_odd: seeds is .*; write numbers, such as \(0, 1, 2\)"):
+            seeded(Path(lesson(tmp_path, f"seeds = {seeds}", name="98_odd")), 1)
     with pytest.raises(ValueError, match="98_fixed has no knob seed or seeds"):
         seeded(Path(lesson(tmp_path, "steps = 3", name="98_fixed")), 1)
     with pytest.raises(ValueError, match=r"The seed is -1\."):
