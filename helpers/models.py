@@ -1,5 +1,6 @@
 """Models: a name becomes a model and its tokenizer, ready to train or to answer, and both become a folder again."""
 
+import copy
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import torch
 
 from helpers import lora
 from helpers.machine.adapter_files import lineage
-from helpers.machine.device import pick_device
+from helpers.machine.device import pick_device, pick_dtype
 from helpers.machine.hub import find_model
 from helpers.machine.loading import load_folder, save_folder, saved_precision
 from helpers.machine.packaged import EMBEDDED, stand_in
@@ -61,3 +62,15 @@ def save_model(model, tokenizer, folder: str | Path, dtype: torch.dtype | None =
     Raises ModelError when the model carries an adapter, OutputError when the folder holds something else.
     """
     return save_folder(model, tokenizer, folder, dtype or saved_precision(model))
+
+
+def served_copy(model):
+    """Copy a model to be asked: its weights in what is fast here, see `pick_dtype`; what else it holds stays as it is.
+
+    `model.to(torch.bfloat16)` would round the angles, too, by which a model tells positions apart: some thousand tokens into
+    a prompt they would be off by radians.
+    """
+    served = copy.deepcopy(model)
+    for weight in served.parameters():
+        weight.data = weight.data.to(pick_dtype(model.device))
+    return served

@@ -8,7 +8,7 @@ import torch
 from helpers.machine.device import pick_dtype
 from helpers.machine.files import OutputError
 from helpers.machine.loading import ModelError
-from helpers.models import load_model, save_model
+from helpers.models import load_model, save_model, served_copy
 
 
 def test_importing_helpers_is_instant_and_loads_no_framework():
@@ -55,6 +55,19 @@ def lose_weights(folder):
 
 def lose_tokenizer(folder):
     (folder / "tokenizer.json").unlink()
+
+
+def test_a_served_copy_rounds_the_weights_and_not_the_positions(tiny, monkeypatch):
+    """`model.to` rounds both, which would show far into a prompt."""
+    model, _ = load_model(tiny)
+    monkeypatch.setattr("helpers.models.pick_dtype", lambda device: torch.bfloat16)
+    served, loaded = served_copy(model), load_model(tiny, dtype=torch.bfloat16)[0]
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    assert {weight.dtype for weight in served.parameters()} == {torch.bfloat16}
+    assert served.lm_head.weight is served.model.embed_tokens.weight
+    assert all(torch.equal(a, b) and a.dtype == torch.float32 for a, b in zip(model.buffers(), served.buffers(), strict=True))
+    ids = torch.arange(100, 200)[None]
+    assert torch.equal(served(ids).logits, loaded(ids).logits)
 
 
 @pytest.mark.parametrize(
