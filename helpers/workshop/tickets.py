@@ -35,8 +35,8 @@ def fields(ticket: str) -> dict[str, str]:
 
 def right_fields(expected: str, answer: str) -> dict[str, bool]:
     """Tell of each field of a ticket whether an answer has it right; capitals do not count."""
-    told = fields(answer.casefold())
-    return {name: told.get(name) == value for name, value in fields(expected.casefold()).items()}
+    wanted, told = fields(expected.casefold()), fields(answer.casefold())
+    return {name: name in wanted and told.get(name) == wanted[name] for name in FIELDS}
 
 
 def write_ticket(found: dict[str, str]) -> str:

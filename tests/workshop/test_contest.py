@@ -147,6 +147,8 @@ def test_the_fastest_of_those_that_are_good_enough():
     means, seconds = {"a": 0.9, "b": 0.86, "c": 0.5}, {"a": 3.0, "b": 2.0, "c": 1.0}
     assert contest.fastest_good(means, seconds) == "b" and contest.fastest_good(means, seconds, within=0.01) == "a"
     assert contest.fastest_good(means, seconds, within=1) == "c"
+    assert contest.recommended(means, seconds) == ("b", means["b"])
+    assert contest.recommended(means, seconds, good=1.1) == ("none is good (best: b)", means["b"])
 
 
 def test_an_answer_is_judged_alike_whatever_else_is_asked_with_it():
