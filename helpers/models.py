@@ -70,7 +70,7 @@ def served_copy(model):
     `model.to(torch.bfloat16)` would round the angles, too, by which a model tells positions apart: some thousand tokens into
     a prompt they would be off by radians.
     """
-    served = copy.deepcopy(model)
+    served, dtype = copy.deepcopy(model), pick_dtype(model.device)
     for weight in served.parameters():
-        weight.data = weight.data.to(pick_dtype(model.device))
+        weight.data = weight.data.to(dtype)
     return served

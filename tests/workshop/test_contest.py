@@ -169,6 +169,8 @@ def test_the_fastest_of_those_that_are_good_enough():
     assert contest.fastest_good(means, seconds) == "b" and contest.fastest_good(means, seconds, within=0.01) == "a"
     assert contest.fastest_good(means, seconds, within=1) == "c"
     assert contest.fastest_good({"a": 0.54, "b": 0.49}, seconds) == "b", "just so good, though not in binary"
+    assert contest.recommended(means, seconds) == ("b", means["b"])
+    assert contest.recommended(means, seconds, good=1.1) == ("none is good (best: b)", means["b"])
 
 
 def test_an_answer_is_judged_alike_whatever_else_is_asked_with_it():
