@@ -91,9 +91,12 @@ def form(word: str) -> str:
 
 
 def sentences_of(text: str) -> list[str]:
-    """Take the sentences of plain prose out of a text, of 6 to 25 words: nothing that is code, mathematics or a list."""
+    """Take the sentences of plain prose out of a text, of 6 to 25 words: nothing that is code, mathematics or a list.
+
+    A printer's apostrophe, as word processors write it, becomes the one that keyboards have.
+    """
     found = []
-    for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(text)):
+    for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(text.replace("\u2019", "'"))):
         if not re.search(r"^\s", paragraph, re.MULTILINE):  # a part that is indented explains a parameter, or is code
             found += [piece for piece in BREAK.split(" ".join(paragraph.split())) if _is_plain(piece)]
     return found

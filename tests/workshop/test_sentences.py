@@ -104,6 +104,10 @@ def test_sentences_with_their_commas_stay():
     assert sentences_of(" ".join(kept)) == kept
 
 
+def test_an_apostrophe_of_a_word_processor_is_one():
+    assert sentences_of("The baker doesn\u2019t open the shop on Monday.") == ["The baker doesn't open the shop on Monday."]
+
+
 @pytest.mark.parametrize(
     ("word", "expected"),
     [("word", "small"), ("Word", "Title"), ("I", "Title"), ("GPU", "CAPITALS"), ("NumPy", ""), ("don't", "small")],
