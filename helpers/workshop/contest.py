@@ -86,6 +86,19 @@ def other_questions(split: str, count: int, seed: int) -> list[Example]:
     return drawn
 
 
+def questions_to_choose_on(facts: Sequence[str], others: int, without: Collection[str], seed: int) -> list[Example]:
+    """Take development questions of all sorts: each fact in a new and in a far wording, half as many about several at once.
+
+    others: unanswerable questions, and as many off topic.  without: facts that questions about several must not touch.
+    """
+    asked = questions_about(facts, "dev", 1)
+    for fact in facts:
+        far = [example for example in questions_about([fact], "dev", file="far") if "german" not in example.id]
+        asked += sample(f"far wording to choose on, {fact}", far, 1, seed)
+    several = [example for example in asked_in("dev", "multi_fact") if not set(example.facts) & set(without)]
+    return asked + sample("several to choose on", several, len(facts) // 2, seed) + other_questions("dev", others, seed)
+
+
 def questions_for_all(
     facts: Sequence[str], far: int, several: int, others: int, without: Collection[str] = (), seed: int = 0
 ) -> list[Example]:

@@ -99,6 +99,7 @@ def dot_panels(panels: Mapping[str, Mapping[str, Interval]], marked: str = "tune
         axes.set(title=title, xlim=(-0.05, 1.05), xticks=(0, 0.5, 1), yticks=range(len(names)), yticklabels=names)
         axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     all_axes[0][0].invert_yaxis()
+    figure.supxlabel(f"share with its 95% interval; diamond: {marked} in its name", fontsize=13)
     told = [f"{title}, {name} {value.mean:.0%}" for title, part in panels.items() for name, value in part.items()]
     return figure, "; ".join(told)
 

@@ -1,6 +1,7 @@
 """Tickets: e-mails to a shop turned into four fields the classical way, and the prompt that shows a model five of them."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -50,6 +51,12 @@ def _whole(ticket: str) -> dict[str, str]:
 def write_ticket(found: dict[str, str]) -> str:
     """Write a ticket, a field a line."""
     return "\n".join(f"{name}: {found[name]}" for name in FIELDS)
+
+
+def most_frequent(rows: Sequence[Example]) -> str:
+    """Write the ticket that is right most often without reading: of each field its most frequent value."""
+    tickets = [_whole(row.answer) for row in rows]
+    return write_ticket({name: Counter(ticket[name] for ticket in tickets).most_common(1)[0][0] for name in FIELDS})
 
 
 def order_number(email: str) -> str:

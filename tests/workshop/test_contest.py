@@ -34,6 +34,18 @@ def test_all_sorts_are_asked_in_their_order_and_none_stands_in_the_rows(asked):
     assert asked != contest.questions_for_all([*PRICES, "policy.returns"], 2, 3, 4, seed=1)
 
 
+def test_settings_are_chosen_on_all_sorts_of_questions_and_on_none_that_is_judged(asked):
+    facts = ["aurora.price", "comet.weight", "policy.employees", "beacon.price"]
+    known = {example.facts[0] for example in read(DATA / "evaluation" / "dev" / "facts.jsonl")}
+    assert known.issuperset(facts)
+    chosen = contest.questions_to_choose_on(facts, 3, PRICES, seed=0)
+    sorts = [contest.sort_of(example) for example in chosen]
+    assert [sorts.count(sort) for sort in (NEW_WORDS, SEVERAL, NO_ANSWER, OFF_TOPIC)] == [4, 2, 3, 3] and FAR in sorts
+    assert not {example.key for example in chosen} & {example.key for example in asked}
+    assert not [e for e in chosen if contest.sort_of(e) == SEVERAL and set(e.facts) & set(PRICES)]
+    assert not [example for example in chosen if "german" in example.id]
+
+
 def test_a_passage_holds_a_fact_by_value_and_name_and_is_found_within_a_text():
     passages = [
         Passage("product-heron.md", "The Heron kettle", "It sells for 59 euros. "),

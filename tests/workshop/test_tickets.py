@@ -10,6 +10,7 @@ from helpers.workshop.tickets import (
     classical,
     few_shot,
     fields,
+    most_frequent,
     order_number,
     product_name,
     right_fields,
@@ -39,6 +40,12 @@ def test_a_field_is_right_whatever_its_capitals_and_the_lines_around_it():
     assert sum(right_fields(TICKET, "\n".join(TICKET.splitlines()[:3])).values()) == 3
     assert list(right_fields(TICKET, "").values()) == [False] * 4
     assert all(right_fields(TICKET, TICKET.replace(" kettle", "\t kettle ")).values())
+
+
+def test_the_most_frequent_ticket_takes_each_field_by_itself():
+    rows = [TICKET, TICKET, TICKET.replace("return", "invoice").replace("48213", "-"), TICKET.replace("48213", "-")]
+    rows += [TICKET.replace("48213", "-")]
+    assert most_frequent([Example("An e-mail", ticket) for ticket in rows]) == TICKET.replace("48213", "-")
 
 
 def test_a_ticket_without_all_its_fields_is_nothing_to_compare_with_or_to_learn_from():
