@@ -86,6 +86,11 @@ def other_questions(split: str, count: int, seed: int) -> list[Example]:
     return drawn
 
 
+def _several(split: str, without: Collection[str]) -> list[Example]:
+    """Read a split's questions for several facts at once, but for those that touch one of `without`."""
+    return [example for example in asked_in(split, "multi_fact") if not set(example.facts) & set(without)]
+
+
 def questions_to_choose_on(facts: Sequence[str], others: int, without: Collection[str], seed: int) -> list[Example]:
     """Take development questions of all sorts: each fact in a new and in a far wording, half as many about several at once.
 
@@ -95,7 +100,7 @@ def questions_to_choose_on(facts: Sequence[str], others: int, without: Collectio
     for fact in facts:
         far = [example for example in questions_about([fact], "dev", file="far") if "german" not in example.id]
         asked += sample(f"far wording to choose on, {fact}", far, 1, seed)
-    several = [example for example in asked_in("dev", "multi_fact") if not set(example.facts) & set(without)]
+    several = _several("dev", without)
     return asked + sample("several to choose on", several, len(facts) // 2, seed) + other_questions("dev", others, seed)
 
 
@@ -114,8 +119,8 @@ def questions_for_all(
     for example in questions_about(of_things, "test", file="far"):
         if "german" not in example.id and not example.id.endswith("indirect2"):
             asked.append(example)
-    joined = [example for example in asked_in("test", "multi_fact") if not set(example.facts) & set(without)]
-    return [*asked, *sample("several facts", joined, several, seed), *other_questions("test", others, seed)]
+    joined = sample("several facts", _several("test", without), several, seed)
+    return [*asked, *joined, *other_questions("test", others, seed)]
 
 
 @cache
