@@ -12,18 +12,12 @@ from transformers import AttentionInterface, DynamicCache
 
 # What models hand over besides and changes nothing: what to return, and what the keys and the mask know already.
 HARMLESS = {"position_ids", "use_cache", "layer_past", "output_attentions", "output_hidden_states", "output_router_logits"}
+SCORES_AT_ONCE = 2**20  # of attention, on a CPU: two megabytes in bfloat16 stay in its cache
 
 
-def multiplies_in_float16(x: Tensor) -> bool:
-    """Tell whether products of this would be float16, whose largest number is 65504."""
-    kind = x.device.type
-    return (torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype) == torch.float16
-
-
-def scaled(query: Tensor, scaling: float | None) -> tuple[Tensor, float]:
-    """Return the queries and what their products are to be multiplied with; in float16 they are scaled before the product."""
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return (query * scale, 1.0) if multiplies_in_float16(query) else (query, scale)
+def scaled(query: Tensor, scaling: float | None) -> Tensor:
+    """Scale the queries, before their products grow too large for float16; so it is not done to each of the many scores."""
+    return query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
 
 
 def check_known(others: dict[str, Any]) -> None:
@@ -42,19 +36,19 @@ def common_part(keys: Tensor, softcap: float | None, sinks: Tensor | None) -> Te
     return 0.0 if softcap or sinks is not None else keys.mean(dim=-2, keepdim=True)
 
 
-def shares_of(scores: Tensor, scale: float, hidden: Tensor, softcap: float | None, sinks: Tensor | None) -> Tensor:
-    """Turn scores [B, K, G, N, W] into each token's shares of attention.
+def capped(scores: Tensor, softcap: float | None) -> Tensor:
+    """Bound the scores smoothly, if the model does."""
+    return torch.tanh(scores / softcap) * softcap if softcap else scores
 
-    hidden: -inf where a token may not look, else 0.  softcap: bounds the scores smoothly.
-    sinks: [K * G], scores that take their share and give nothing.
+
+def shares_of(scores: Tensor, sinks: Tensor | None) -> Tensor:
+    """Turn scores [..., W] into each token's shares of attention.
+
+    sinks: one for each head, in the dimensions of the scores, which take their share and give nothing.
     """
-    scores = scores * scale
-    if softcap:
-        scores = torch.tanh(scores / softcap) * softcap
-    scores = scores + hidden
     if sinks is None:
         return scores.softmax(dim=-1)
-    sinks = sinks.to(scores.dtype).view(1, *scores.shape[1:3], 1, 1).expand(*scores.shape[:-1], 1)
+    sinks = sinks.to(scores.dtype).expand(*scores.shape[:-1], 1)
     return torch.cat([scores, sinks], dim=-1).softmax(dim=-1)[..., :-1]
 
 
@@ -72,23 +66,24 @@ def causal_attention(
     """Causal attention of rows of N tokens each: [B, H, N, E].
 
     query: [B, H, N, D].  key, value: [B, K, N, D], [B, K, N, E] with H a multiple of K.
-    seen: [B, 1, N, N] of bool, what a token may see, or None: all before it.  softcap, s_aux (sinks): see `shares_of`.
+    seen: [B, 1, N, N] of bool, what a token may see, or None: all before it.  softcap: see `capped`.  s_aux: the sinks of
+    `shares_of`.
     Up to 512 tokens on a CPU, plain matrix products are some four times as fast as PyTorch's fused attention, which serves
     all other cases but soft caps and sinks. Raises NotImplementedError at arguments that it does not know.
     """
     check_known(others)
-    query, scale = scaled(query, scaling)
     rows, groups, length = key.shape[:3]
     if (query.is_cuda or length > 512) and not softcap and s_aux is None:
         return F.scaled_dot_product_attention(
-            query, key, value, attn_mask=seen, dropout_p=dropout, is_causal=seen is None, scale=scale, enable_gqa=True
+            query, key, value, attn_mask=seen, dropout_p=dropout, is_causal=seen is None, scale=scaling, enable_gqa=True
         )
     key = key - common_part(key, softcap, s_aux)
-    q = query.reshape(rows, groups, -1, query.shape[-1])  # the query heads that share a key head stacked
-    scores = (q @ key.transpose(-1, -2)).view(rows, groups, -1, length, length)
+    q = scaled(query, scaling).reshape(rows, groups, -1, query.shape[-1])  # the query heads that share a key head stacked
+    scores = capped((q @ key.transpose(-1, -2)).view(rows, groups, -1, length, length), softcap)
     hidden = torch.full((length, length), -torch.inf, dtype=q.dtype, device=q.device)
     hidden = hidden.triu(1) if seen is None else hidden.masked_fill(seen[:, :, None], 0)
-    shares = F.dropout(shares_of(scores, scale, hidden, softcap, s_aux), dropout)
+    sinks = None if s_aux is None else s_aux.view(groups, -1, 1, 1)
+    shares = F.dropout(shares_of(scores + hidden, sinks), dropout)
     return (shares.view(rows, groups, -1, length) @ value).view(*query.shape[:3], -1)
 
 
@@ -119,33 +114,38 @@ def attention_after_prefix(
     """Causal attention of rows that all begin with the same prefix, whose keys and values are kept once.
 
     query: [B, H, N, D].  key, value: [B, K, W, D], [B, K, W, E] with H a multiple of K.  attention_mask: [B, 1, 1, W], 0 at
-    padding.  prefix: a cache with keys and values [1, K, P, D] a layer.  softcap, s_aux: see `shares_of`.  dropout: has no
-    part in answering.  Returns ([B, N, H, E], None). Raises NotImplementedError where it does not fit the model.
-    All rows' queries meet the prefix in one product. Source: Juravsky et al. 2024, Hydragen, https://arxiv.org/abs/2402.05099
+    padding.  prefix: a cache with keys and values [1, K, P, D] a layer.  softcap, s_aux: see `causal_attention`.  dropout: has
+    no part in answering.  Returns ([B, N, H, E], None). Raises NotImplementedError where it does not fit the model.
+    The queries of many rows meet the prefix in one product, of so many that their scores stay in the processor's cache.
+    Source: Juravsky et al. 2024, Hydragen, https://arxiv.org/abs/2402.05099
     """
     check_known(others)
     layer: Any = prefix.layers[module.layer_idx]
     far, far_values = layer.keys[0], layer.values[0]
     common = common_part(far, softcap, s_aux)
     far, key = far - common, key - common
-    query, scale = scaled(query, scaling)
     rows, groups, width, dim = key.shape
     new, length = query.shape[2], far.shape[1]
     if sliding_window and sliding_window < length + width:
         raise NotImplementedError("its window does not reach back to the beginning that the rows share")
-    q = query.reshape(rows, groups, -1, dim)  # the query heads that share a key head stacked
-    near_scores = q @ key.transpose(-1, -2)
-    together = q.transpose(0, 1).reshape(groups, -1, dim)  # the queries of all rows stacked
-    far_scores = (together @ far.transpose(-1, -2)).view(groups, rows, -1, length).transpose(0, 1)
-    scores = torch.cat([far_scores, near_scores], dim=-1).view(rows, groups, -1, new, length + width)
-    seen = torch.ones(new, width, dtype=torch.bool, device=q.device).tril(width - new) & attention_mask.bool()
-    hidden = torch.zeros(seen.shape, dtype=q.dtype, device=q.device).masked_fill(~seen, -torch.inf)
-    hidden = F.pad(hidden, (length, 0))[:, :, None]  # the whole prefix is seen
-    shares = shares_of(scores, scale, hidden, softcap, s_aux).view(rows, groups, -1, length + width)
-    far_shares = shares[..., :length].transpose(0, 1).reshape(groups, -1, length)
-    far_out = (far_shares @ far_values).view(groups, rows, -1, value.shape[-1]).transpose(0, 1)
-    out = far_out + shares[..., length:] @ value
-    return out.reshape(*query.shape[:3], -1).transpose(1, 2), None
+    seen = torch.ones(new, width, dtype=torch.bool, device=key.device).tril(width - new) & attention_mask.bool()
+    hidden = torch.zeros(seen.shape, dtype=key.dtype, device=key.device).masked_fill(~seen, -torch.inf)
+    heads = query.shape[1]
+    sinks = None if s_aux is None else s_aux.view(groups, 1, -1, 1, 1)
+    at_once = rows if query.is_cuda else max(1, SCORES_AT_ONCE // (heads * new * (length + width)))
+    pieces, outputs = zip(*(x.split(at_once) for x in (scaled(query, scaling), key, value, hidden)), strict=True), []
+    for some, *near, unseen in pieces:
+        count = len(some)
+        # the query heads that share a key head stacked: [K, rows, G * N, D], and keys and values alike: [K, rows, W, D]
+        q, near_keys, near_values = (x.reshape(count, groups, -1, x.shape[-1]).transpose(0, 1) for x in (some, *near))
+        shape = groups, count, heads // groups, new
+        near_scores = capped((q @ near_keys.transpose(-1, -2)).view(*shape, width), softcap) + unseen
+        far_scores = capped((q.reshape(groups, -1, dim) @ far.transpose(-1, -2)).view(*shape, length), softcap)
+        shares = shares_of(torch.cat([far_scores, near_scores], dim=-1), sinks).flatten(2, 3)  # the whole prefix is seen
+        far_out = (shares[..., :length].flatten(1, 2) @ far_values).view(groups, count, -1, value.shape[-1])
+        out = far_out + shares[..., length:] @ near_values
+        outputs.append(out.transpose(0, 1).reshape(count, heads, new, -1))
+    return torch.cat(outputs).transpose(1, 2), None
 
 
 AttentionInterface.register("after_prefix", attention_after_prefix)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from helpers.attention import attention_per_row
+from helpers.machine import kernels
 from helpers.machine.kernels import attention_after_prefix, causal_attention, shares_of, squares
 
 
@@ -42,12 +43,26 @@ def test_what_all_keys_share_does_not_cost_16_bits_their_differences(way):
     if way == "causal":
         found = causal_attention(q, k, v)
     else:
-        prefix, cache = SimpleNamespace(layers=[SimpleNamespace(keys=k[:1, :, :7], values=v[:1, :, :7])]), slice(7, None)
-        k, v = (torch.cat([part[:1, :, :7].expand(2, -1, -1, -1), part[:, :, cache]], dim=2) for part in (k, v))
-        truth = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=True, enable_gqa=True)[:, :, cache]
-        mask, module = torch.ones(2, 1, 1, 5), SimpleNamespace(layer_idx=0)
-        found = attention_after_prefix(module, q[:, :, cache], k[:, :, cache], v[:, :, cache], mask, prefix)[0].transpose(1, 2)
+        found, whole = after_prefix(q, k, v, length=7)
+        truth = F.scaled_dot_product_attention(*(part.float() for part in whole), is_causal=True, enable_gqa=True)[:, :, 7:]
     assert (found.float() - truth).abs().max() < 0.06
+
+
+def after_prefix(q, k, v, length, **how):
+    """Attend in rows that begin with the same tokens, so many, which are kept once."""
+    prefix = SimpleNamespace(layers=[SimpleNamespace(keys=k[:1, :, :length], values=v[:1, :, :length])])
+    k, v = (torch.cat([part[:1, :, :length].expand(len(q), -1, -1, -1), part[:, :, length:]], dim=2) for part in (k, v))
+    mask = torch.ones(len(q), 1, 1, q.shape[2] - length)
+    module, rest = SimpleNamespace(layer_idx=0), [part[:, :, length:] for part in (q, k, v)]
+    return attention_after_prefix(module, *rest, mask, prefix, **how)[0].transpose(1, 2), (q, k, v)
+
+
+@pytest.mark.parametrize("how", [{}, {"scaling": 0.1}, {"softcap": 2.0}, {"s_aux": torch.tensor([0.5, -1.0, 2.0, 0.0])}])
+@pytest.mark.parametrize("at_once", [1, 300, 10**9])
+def test_after_a_prefix_rows_come_out_alike_however_many_are_taken_at_once(monkeypatch, at_once, how):
+    monkeypatch.setattr(kernels, "SCORES_AT_ONCE", at_once)
+    found, (q, k, v) = after_prefix(*heads(12, rows=5), length=7, **how)
+    assert torch.allclose(found, causal_attention(q, k, v, **how)[:, :, 7:], atol=1e-6)
 
 
 @pytest.mark.parametrize("mixed", [False, True])
@@ -58,7 +73,8 @@ def test_shares_have_one_precision_with_sinks_and_without(kind, mixed):
     scores, hidden = torch.randn(2, 2, 3, 5, 5, dtype=kind), torch.full((5, 5), -torch.inf, dtype=kind).triu(1)
     none, everything = torch.full((6,), -torch.inf), torch.full((6,), 99.0)
     with torch.autocast("cpu", kind, enabled=mixed and kind != torch.float32):
-        usual, same, left = (shares_of(scores, 0.5, hidden, None, sinks) for sinks in (None, none, everything))
+        ways = [None, none.view(2, 3, 1, 1), everything.view(2, 3, 1, 1)]
+        usual, same, left = (shares_of(scores + hidden, sinks) for sinks in ways)
     assert same.dtype == usual.dtype and torch.allclose(same, usual, atol=torch.finfo(same.dtype).eps)
     assert torch.allclose(usual.float().sum(-1), torch.ones(()), atol=0.02) and left.max() < 1e-6
 
