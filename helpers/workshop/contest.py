@@ -27,6 +27,7 @@ from helpers.training import Config, train
 NEW_WORDS, FAR, SEVERAL, NO_ANSWER, OFF_TOPIC = "new words", "far wordings", "several facts", "no answer", "off topic"
 SORTS = (NEW_WORDS, FAR, SEVERAL, NO_ANSWER, OFF_TOPIC)
 BY_KIND = {"fact": NEW_WORDS, "multi_fact": SEVERAL, "unanswerable": NO_ANSWER, "off_topic": OFF_TOPIC}
+FAR_KINDS = ("typos1", "typos2", "indirect1")  # of the far wordings, as their ids end; German is asked by itself
 
 LONGEST = 32  # tokens of an answer: all stored answers are shorter, those to questions about several facts as well
 SEARCH = 2.0 * 1.06e7 * 16  # operations to embed a question: two for each weight of the encoder's layers and each token
@@ -109,16 +110,16 @@ def questions_for_all(
 ) -> list[Example]:
     """Put the contest's questions together: each of `SORTS`, in their order.
 
-    New words: two wordings of each fact.  Far wordings: of so many of them, which are about products, shops or departments,
-    two with typing errors and one that tells a situation. Then so many of the other sorts, drawn.
+    New words: two wordings of each fact.  Far wordings: one of each of so many of them, which are about products, shops or
+    departments, drawn from two with typing errors and one that tells a situation. Then so many of the other sorts, drawn.
     without: facts that questions about several must not touch.
     """
     check_count(far, "facts in far wordings")
     asked = questions_about(facts, "test", 2)
     of_things = [fact for fact in facts if not fact.startswith("policy")][:far]
-    for example in questions_about(of_things, "test", file="far"):
-        if "german" not in example.id and not example.id.endswith("indirect2"):
-            asked.append(example)
+    for fact in of_things:
+        wordings = [example for example in questions_about([fact], "test", file="far") if example.id.endswith(FAR_KINDS)]
+        asked += sample(f"far wording, {fact}", wordings, 1, seed)
     joined = sample("several facts", _several("test", without), several, seed)
     return [*asked, *joined, *other_questions("test", others, seed)]
 
@@ -166,7 +167,7 @@ class Contender:
         """Answer what `prepare` has made of the questions, many at once."""
         if self.model is None:
             return list(prompts)
-        return generate(self.model, self.tokenizer, prompts, max_new_tokens, batch_size=64, progress=progress)
+        return generate(self.model, self.tokenizer, prompts, max_new_tokens, batch_size=128, progress=progress)
 
     @property
     def weights(self) -> int:

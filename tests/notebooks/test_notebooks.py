@@ -40,7 +40,7 @@ SMALL = {
         **{"several_asked": "2", "compared_others": "2", "development_facts": "2", "development_others": "1"},
         **{"stuffed_tokens": "700", "inside_facts": "2", "reading_rows": "4", "position_facts": "3"},
         **{"corrected_facts": "2", "neighbours_asked": "4", "correcting_steps": "2", "canaries": "4"},
-        **{"general_asked": "4", "timed_requests": "2", "dictated_rows": "20", "dictated_asked": "6"},
+        **{"general_asked": "4", "timed_requests": "2", "dictated_timed": "2", "dictated_rows": "20", "dictated_asked": "6"},
         **{"tickets_taught": "20", "tickets_asked": "6"},
     },
     "03_where_finetuning_fits_in": {

@@ -25,13 +25,20 @@ def test_all_sorts_are_asked_in_their_order_and_none_stands_in_the_rows(asked):
     assert list(dict.fromkeys(sorts)) == list(SORTS)
     count = {sort: sorts.count(sort) for sort in SORTS}
     assert count[SEVERAL] == 3 and count[NO_ANSWER] == count[OFF_TOPIC] == 4
-    assert count[NEW_WORDS] >= 6 and count[FAR] == 6
+    assert count[NEW_WORDS] >= 6 and count[FAR] == 2
     far = [example.id for example in asked if contest.sort_of(example) == FAR]
-    assert sorted(id.split("/")[1] for id in far) == ["far_indirect1"] * 2 + ["far_typos1"] * 2 + ["far_typos2"] * 2
+    assert [id.split("/")[0] for id in far] == list(PRICES[:2]) and all(id.endswith(contest.FAR_KINDS) for id in far)
     seen = {row.key for row in read(DATA / "train.jsonl")}
     assert not [example for example in asked if example.key in seen]
     assert asked == contest.questions_for_all([*PRICES, "policy.returns"], 2, 3, 4, seed=0)
     assert asked != contest.questions_for_all([*PRICES, "policy.returns"], 2, 3, 4, seed=1)
+
+
+def test_far_wordings_are_of_all_their_kinds():
+    facts = sorted({example.facts[0] for example in contest.asked_in("test", "far")})
+    asked = [e for e in contest.questions_for_all(facts, 120, 0, 0, seed=0) if contest.sort_of(e) == FAR]
+    kinds = [next(kind for kind in contest.FAR_KINDS if example.id.endswith(kind)) for example in asked]
+    assert len({example.facts[0] for example in asked}) == 120 and min(map(kinds.count, contest.FAR_KINDS)) > 25
 
 
 def test_settings_are_chosen_on_all_sorts_of_questions_and_on_none_that_is_judged(asked):
