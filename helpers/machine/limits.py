@@ -1,9 +1,10 @@
 """Limits: knobs out of reach, told before the work, and a loss that only rises, told after it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from numbers import Integral
 from statistics import fmean
+from typing import Any
 
 SEEDS = range(2**63)
 
@@ -16,8 +17,18 @@ def check_seed(seed: int) -> None:
 
 def check_count(count: int, what: str) -> None:
     """Raise ValueError where fewer than none shall be drawn: Python would take that for "all but the last ones"."""
-    if count < 0:
-        raise ValueError(f"{what}: {count} cannot be drawn. Ask for 0 or more.")
+    if not isinstance(count, Integral) or count < 0:
+        raise ValueError(f"{what}: {count!r} cannot be drawn. Ask for a whole number, 0 or more.")
+
+
+def check_knobs(knobs: Mapping[str, Any], names: str, least: int = 1) -> None:
+    """Raise ValueError where one of a lesson's knobs is no whole number of at least so much: before the work, and by its name.
+
+    names: of those knobs, with spaces between them.
+    """
+    for name in names.split():
+        if not isinstance(knobs[name], Integral) or knobs[name] < least:
+            raise ValueError(f"The knob {name} is {knobs[name]!r}. It has to be a whole number, {least} or more.")
 
 
 def check_rank(rank: int, layer: str, size: int) -> None:

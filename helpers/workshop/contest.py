@@ -175,6 +175,11 @@ class Contender:
         return sum(weight.numel() for weight in self.model.parameters()) if self.model is not None else 0
 
 
+def is_conversation(prompt: Any) -> bool:
+    """Tell whether a prompt is a list of turns with a role and a content each."""
+    return isinstance(prompt, list) and all(isinstance(turn, Mapping) and {"role", "content"} <= set(turn) for turn in prompt)
+
+
 def ask(name: str, contender: Contender, examples: Sequence[Example], max_new_tokens: int = LONGEST) -> pd.DataFrame:
     """Let a contender answer, and judge it: the table of `judge` with four columns more.
 
@@ -186,6 +191,8 @@ def ask(name: str, contender: Contender, examples: Sequence[Example], max_new_to
         raise ValueError(f"{name}: there are no questions to ask. Draw some: see the knobs of the lesson that say how many.")
     clock = time.perf_counter()
     prompts = [contender.prepare(example.question) for example in examples]
+    if odd := [prompt for prompt in prompts if not (isinstance(prompt, str) or is_conversation(prompt))]:
+        raise ValueError(f"{name}: a prompt is {odd[0]!r:.60}. It has to be a text, or turns with a role and a content each.")
     answers = contender.complete(prompts, max_new_tokens, name)
     seconds = time.perf_counter() - clock
     known = one_of_each()  # judged with them, so that each arm's answers are held against the values of all facts
@@ -209,7 +216,9 @@ def taking_turns(contenders: Mapping[str, Contender], questions: Sequence[str], 
     question the contenders take turns, so that a busy moment of the machine hits all of them.
     """
     if not contenders or not questions:
-        raise ValueError("There is no question, or no contender, to time. Give more: see the lesson's knob timed_requests.")
+        raise ValueError(
+            "There is no question, or no contender, to time. Give more: see the lesson's knobs that say how many are timed."
+        )
     writers = {name: _ready(contender, questions, max_new_tokens) for name, contender in contenders.items()}
     records = []
     for number, question in enumerate(questions):
@@ -236,6 +245,18 @@ def _ready(contender: Contender, questions: Sequence[str], max_new_tokens: int) 
 
     write(questions[0])  # reads the beginning
     return write
+
+
+def bet_result(bet: Any, best: Sequence[str], names: Collection[str]) -> str:
+    """Say how many names of a bet are among the best; or what is wrong with it."""
+    named = list(dict.fromkeys(bet)) if isinstance(bet, (list, tuple)) else [bet]
+    if not named:
+        return "none"
+    if odd := [name for name in named if name not in names]:
+        return f"{odd[0]!r} takes no part. Those that do: {', '.join(names)}"
+    if len(named) > len(best):
+        return f"{len(named)} names are too many, give {len(best)}"
+    return f"{', '.join(named)}: {len(set(named) & set(best))} of {len(best)}"
 
 
 def marked_answers(table: pd.DataFrame) -> pd.Series:

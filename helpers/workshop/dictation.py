@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from difflib import SequenceMatcher
 
+import numpy as np
 import pandas as pd
 from sklearn.feature_extraction import FeatureHasher
 from sklearn.linear_model import SGDClassifier
@@ -151,3 +152,19 @@ def checked(heard: Sequence[str], answers: Sequence[str], instead: Callable[[Seq
         answer if dictated(answer) == text else other
         for text, answer, other in zip(heard, answers, instead(heard), strict=True)
     ]
+
+
+def weighed(rule: np.ndarray, tuned: np.ndarray, hard: np.ndarray) -> str:
+    """Say by how much rule and finetune lead where, and from which share of harder sentences on the finetune is ahead.
+
+    rule, tuned: whether each sentence is exact, as 0 or 1.  hard: which are harder.
+    """
+    if hard.all() or not hard.any():
+        return "The sentences asked are all of one kind, harder or not: there is nothing to weigh."
+    lead, gain = (rule - tuned)[~hard].mean(), (tuned - rule)[hard].mean()
+    even = max(lead, 0) / (max(lead, 0) + max(gain, 0) or 1)
+    return (
+        f"On the others the rule leads by **{100 * lead:.0f} points**, "
+        f"on the harder ones the finetune by **{100 * gain:.0f}**: "
+        f"it beats the rule where over **{even:.0%}** are harder. How many of yours are?"
+    )

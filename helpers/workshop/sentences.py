@@ -180,6 +180,9 @@ def of_packages(per_package: int = 800, seed: int = 0) -> Parts:
 
 def of_folder(folder: str | Path, seed: int = 0) -> Parts:
     """Collect the sentences of a folder, and draw a quarter of its files for the test and a quarter for development."""
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise DataError(f"{folder}: there is no such folder. Check the path.")
     found = sentences_of_folder(folder)
     files = sorted({sentence.package for sentence in found})
     if len(files) < 4:

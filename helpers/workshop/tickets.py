@@ -53,10 +53,11 @@ def write_ticket(found: dict[str, str]) -> str:
     return "\n".join(f"{name}: {found[name]}" for name in FIELDS)
 
 
-def most_frequent(rows: Sequence[Example]) -> str:
-    """Write the ticket that is right most often without reading: of each field its most frequent value."""
+def most_frequent(rows: Sequence[Example]) -> Callable[[str], str]:
+    """File every e-mail alike, without reading it: of each field the value that is most frequent in the rows."""
     tickets = [_whole(row.answer) for row in rows]
-    return write_ticket({name: Counter(ticket[name] for ticket in tickets).most_common(1)[0][0] for name in FIELDS})
+    same = write_ticket({name: Counter(ticket[name] for ticket in tickets).most_common(1)[0][0] for name in FIELDS})
+    return lambda email: same
 
 
 def order_number(email: str) -> str:

@@ -1,6 +1,6 @@
 import pytest
 
-from helpers.machine.limits import check_count, check_rank, check_seed, rising_loss
+from helpers.machine.limits import check_count, check_knobs, check_rank, check_seed, rising_loss
 
 
 @pytest.mark.parametrize("losses", [[2.0, 3.0, 5.0], [3.0, 2.9, 3.1, 4, 5, 5, 6, 7], [2.0] * 6 + [9.0] * 6])
@@ -27,6 +27,18 @@ def test_fewer_than_none_cannot_be_drawn():
     check_count(0, "e-mails")
     with pytest.raises(ValueError, match="e-mails: -3 cannot be drawn"):
         check_count(-3, "e-mails")
+    for odd in (2.5, "3", None):
+        with pytest.raises(ValueError, match=rf"e-mails: {odd!r} cannot be drawn\. Ask for a whole number"):
+            check_count(odd, "e-mails")
+
+
+@pytest.mark.parametrize("odd", [0, -1, 2.5, "3", None])
+def test_a_lessons_knobs_are_told_by_their_names(odd):
+    check_knobs({"a": 1, "b": 2, "other": "text"}, "a b")
+    with pytest.raises(ValueError, match=rf"The knob b is {odd!r}\. It has to be a whole number, 1 or more"):
+        check_knobs({"a": 1, "b": odd}, "a b")
+    with pytest.raises(ValueError, match=r"The knob a is 1\. It has to be a whole number, 2 or more"):
+        check_knobs({"a": 1}, "a", least=2)
 
 
 def test_ranks_above_the_layers_size_are_refused():

@@ -41,6 +41,30 @@ def test_far_wordings_are_of_all_their_kinds():
     assert len({example.facts[0] for example in asked}) == 120 and min(map(kinds.count, contest.FAR_KINDS)) > 25
 
 
+@pytest.mark.parametrize(
+    ("bet", "told"),
+    [
+        ([], "none"),
+        (["RAG", "lookup", "stuffed"], "RAG, lookup, stuffed: 2 of 3"),
+        ("lookup", "lookup: 1 of 3"),
+        (["lookup", "lookup"], "lookup: 1 of 3"),
+        (["rag"], "'rag' takes no part. Those that do: lookup, RAG, finetuned, stuffed"),
+        (5, "5 takes no part. Those that do: lookup, RAG, finetuned, stuffed"),
+        (["lookup", "RAG", "finetuned", "stuffed"], "4 names are too many, give 3"),
+    ],
+)
+def test_a_bet_is_counted_or_what_is_wrong_with_it_is_said(bet, told):
+    assert contest.bet_result(bet, ["lookup", "RAG", "finetuned"], ["lookup", "RAG", "finetuned", "stuffed"]) == told
+
+
+@pytest.mark.parametrize("prompt", [5, None, ["What?"], {"role": "user", "content": "?"}, [{"role": "user"}]])
+def test_a_prompt_that_is_no_text_and_no_conversation_is_refused_before_anything_is_answered(prompt):
+    with pytest.raises(
+        ValueError, match=r"mine: a prompt is .*\. It has to be a text, or turns with a role and a content each"
+    ):
+        contest.ask("mine", Contender(lambda question: prompt, model="not asked"), contest.questions_about(PRICES, "test", 1))
+
+
 def test_settings_are_chosen_on_all_sorts_of_questions_and_on_none_that_is_judged(asked):
     facts = ["aurora.price", "comet.weight", "policy.employees", "beacon.price"]
     known = {example.facts[0] for example in read(DATA / "evaluation" / "dev" / "facts.jsonl")}

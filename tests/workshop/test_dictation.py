@@ -1,10 +1,11 @@
 """Dictation: what is asked and learnt, contenders that keep every word, and measures that can be worked out by hand."""
 
+import numpy as np
 import pytest
 
 from helpers.models import load_model
 from helpers.tokenization import encode_all, prompt_ids
-from helpers.workshop.dictation import Tagger, asked, checked, compare_written, marks_f1, prompt, row, rule
+from helpers.workshop.dictation import Tagger, asked, checked, compare_written, marks_f1, prompt, row, rule, weighed
 from helpers.workshop.sentences import Sentence, dictated
 
 WRITTEN = Sentence("By default, Kathy doesn't use the well-known GPU.", "somewhere")
@@ -101,3 +102,11 @@ def test_f1_of_the_marks():
 def test_an_answer_that_changed_a_word_is_written_by_the_other():
     heard, answers = ["it works now", "we say so"], ["It works now.", "We said so."]
     assert checked(heard, answers, lambda texts: [text.upper() for text in texts]) == ["It works now.", "WE SAY SO"]
+
+
+def test_rule_and_finetune_are_weighed_by_the_share_of_harder_sentences():
+    hard = np.array([False, False, True, True])
+    told = weighed(np.array([1.0, 1, 0, 0]), np.array([1.0, 0, 1, 0]), hard)
+    assert "leads by **50 points**, on the harder ones the finetune by **50**" in told and "over **50%** are harder" in told
+    for alike in (hard[:2], ~hard[:2], hard[:0]):
+        assert "nothing to weigh" in weighed(np.ones(len(alike)), np.ones(len(alike)), alike)

@@ -209,6 +209,9 @@ def test_the_texts_of_a_learner_are_parted_by_file(tmp_path):
 
 
 def test_a_folder_that_cannot_be_used_says_what_to_do(tmp_path):
+    for missing in (tmp_path / "missing", "~/a folder that nobody has"):
+        with pytest.raises(DataError, match=r"there is no such folder\. Check the path"):
+            of_folder(missing)
     with pytest.raises(DataError, match=r"no \.txt or \.md file .* Put texts of yours there"):
         of_folder(tmp_path)
     (tmp_path / "one.txt").write_text("There is but one file with a sentence here.\n")
