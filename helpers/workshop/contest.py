@@ -92,6 +92,12 @@ def _several(split: str, without: Collection[str]) -> list[Example]:
     return [example for example in asked_in(split, "multi_fact") if not set(example.facts) & set(without)]
 
 
+def _far_wording(purpose: str, fact: str, split: str, kinds: tuple[str, ...], seed: int) -> list[Example]:
+    """Draw one question of a split about a fact, in a far wording of one of these kinds; none where there is none."""
+    wordings = [example for example in questions_about([fact], split, file="far") if example.id.endswith(kinds)]
+    return sample(f"{purpose}, {fact}", wordings, 1, seed)
+
+
 def questions_to_choose_on(facts: Sequence[str], others: int, without: Collection[str], seed: int) -> list[Example]:
     """Take development questions of all sorts: each fact in a new and in a far wording, half as many about several at once.
 
@@ -99,8 +105,7 @@ def questions_to_choose_on(facts: Sequence[str], others: int, without: Collectio
     """
     asked = questions_about(facts, "dev", 1)
     for fact in facts:
-        far = [example for example in questions_about([fact], "dev", file="far") if "german" not in example.id]
-        asked += sample(f"far wording to choose on, {fact}", far, 1, seed)
+        asked += _far_wording("far wording to choose on", fact, "dev", (*FAR_KINDS, "indirect2"), seed)
     several = _several("dev", without)
     return asked + sample("several to choose on", several, len(facts) // 2, seed) + other_questions("dev", others, seed)
 
@@ -118,8 +123,7 @@ def questions_for_all(
     asked = questions_about(facts, "test", 2)
     of_things = [fact for fact in facts if not fact.startswith("policy")][:far]
     for fact in of_things:
-        wordings = [example for example in questions_about([fact], "test", file="far") if example.id.endswith(FAR_KINDS)]
-        asked += sample(f"far wording, {fact}", wordings, 1, seed)
+        asked += _far_wording("far wording", fact, "test", FAR_KINDS, seed)
     joined = sample("several facts", _several("test", without), several, seed)
     return [*asked, *joined, *other_questions("test", others, seed)]
 
@@ -256,7 +260,7 @@ def bet_result(bet: Any, best: Sequence[str], names: Collection[str]) -> str:
         return f"{odd[0]!r} takes no part. Those that do: {', '.join(names)}"
     if len(named) > len(best):
         return f"{len(named)} names are too many, give {len(best)}"
-    return f"{', '.join(named)}: {len(set(named) & set(best))} of {len(best)}"
+    return f"{', '.join(named)}: {sum(name in best for name in named)} of {len(best)}"
 
 
 def marked_answers(table: pd.DataFrame) -> pd.Series:
