@@ -1,9 +1,10 @@
 """Tokenization: where a conversation becomes tokens, which of them are learnt, and batches without padding."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
+from typing import Any
 
 import torch
 
@@ -42,8 +43,17 @@ class Batch:
     targets: torch.Tensor
 
 
+def check_prompt(prompt: Any, owner: str = "") -> None:
+    """Raise ValueError for a prompt that is neither a text nor turns with a role and a content each. owner: whose it is."""
+    turns = prompt if isinstance(prompt, list | tuple) else []
+    told = [isinstance(turn, Mapping) and "role" in turn and ("content" in turn or "tool_calls" in turn) for turn in turns]
+    if not isinstance(prompt, str) and not (told and all(told)):
+        raise ValueError(f"{owner}A prompt is {prompt!r:.60}. It has to be a text, or turns with a role and a content each.")
+
+
 def prompt_ids(tokenizer, question: str | Sequence[dict]) -> list[int]:
     """Turn a question, or a conversation of role/content messages, into what the model reads before it answers."""
+    check_prompt(question)
     messages = [{"role": "user", "content": question}] if isinstance(question, str) else question
     return token_ids(tokenizer, render(tokenizer, messages))
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from numbers import Integral
+from numbers import Integral, Real
 from statistics import fmean
 from typing import Any
 
@@ -21,14 +21,15 @@ def check_count(count: int, what: str) -> None:
         raise ValueError(f"{what}: {count!r} cannot be drawn. Ask for a whole number, 0 or more.")
 
 
-def check_knobs(knobs: Mapping[str, Any], names: str, least: int = 1) -> None:
-    """Raise ValueError where one of a lesson's knobs is no whole number of at least so much: before the work, and by its name.
+def check_knobs(knobs: Mapping[str, Any], names: str, least: int = 1, whole: bool = True) -> None:
+    """Raise ValueError where one of a lesson's knobs is no number of at least so much: before the work, and by its name.
 
-    names: of those knobs, with spaces between them.
+    names: of those knobs, with spaces between them.  whole: whether a number with a point, 2.5 or 2.0, is none either.
     """
+    kind, called = (Integral, "a whole number") if whole else (Real, "a number")
     for name in names.split():
-        if not isinstance(knobs[name], Integral) or knobs[name] < least:
-            raise ValueError(f"The knob {name} is {knobs[name]!r}. It has to be a whole number, {least} or more.")
+        if not isinstance(knobs[name], kind) or not knobs[name] >= least:  # so that it refuses "not a number" too
+            raise ValueError(f"The knob {name} is {knobs[name]!r}. It has to be {called}, {least} or more.")
 
 
 def check_rank(rank: int, layer: str, size: int) -> None:

@@ -20,7 +20,7 @@ from helpers.machine.limits import check_count
 from helpers.machine.paths import DATA
 from helpers.retrieval.search import Index, Passage, embed, is_hit
 from helpers.text.outcome import Interval, Outcome
-from helpers.tokenization import encode_all, prompt_ids
+from helpers.tokenization import check_prompt, encode_all, prompt_ids
 from helpers.training import Config, train
 
 # The sorts of questions, by how a reader would call them.
@@ -179,11 +179,6 @@ class Contender:
         return sum(weight.numel() for weight in self.model.parameters()) if self.model is not None else 0
 
 
-def is_conversation(prompt: Any) -> bool:
-    """Tell whether a prompt is a list of turns with a role and a content each."""
-    return isinstance(prompt, list) and all(isinstance(turn, Mapping) and {"role", "content"} <= set(turn) for turn in prompt)
-
-
 def ask(name: str, contender: Contender, examples: Sequence[Example], max_new_tokens: int = LONGEST) -> pd.DataFrame:
     """Let a contender answer, and judge it: the table of `judge` with four columns more.
 
@@ -195,8 +190,8 @@ def ask(name: str, contender: Contender, examples: Sequence[Example], max_new_to
         raise ValueError(f"{name}: there are no questions to ask. Draw some: see the knobs of the lesson that say how many.")
     clock = time.perf_counter()
     prompts = [contender.prepare(example.question) for example in examples]
-    if odd := [prompt for prompt in prompts if not (isinstance(prompt, str) or is_conversation(prompt))]:
-        raise ValueError(f"{name}: a prompt is {odd[0]!r:.60}. It has to be a text, or turns with a role and a content each.")
+    for prompt in prompts:  # said of answers without a model as well
+        check_prompt(prompt, f"{name}: ")
     answers = contender.complete(prompts, max_new_tokens, name)
     seconds = time.perf_counter() - clock
     known = one_of_each()  # judged with them, so that each arm's answers are held against the values of all facts

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from helpers.data import Example
+from helpers.generation import generate
 from helpers.machine.loading import PLAIN
 from helpers.text.messages import DataError
 from helpers.tokenization import IGNORED, Row, encode, flatten, micro_batches, prompt_ids
@@ -29,6 +30,12 @@ def test_training_and_use_see_the_same_text(embedded):
     whole = tokenizer.apply_chat_template(messages, tokenize=False)
     assert tokenizer.decode(row.ids) == whole.removesuffix("\n")
     assert row.ids == tokenizer(whole.removesuffix("\n"), add_special_tokens=False).input_ids
+
+
+@pytest.mark.parametrize("odd", [5, None, [], ["What?"], {"role": "user", "content": "?"}, [{"role": "user"}]])
+def test_a_prompt_that_is_no_text_and_no_conversation_is_refused(embedded, odd):
+    with pytest.raises(ValueError, match=r"^A prompt is .*\. It has to be a text, or turns with a role and a content each\.$"):
+        generate(*embedded, ["What?", odd])
 
 
 def test_a_template_for_tokenizers_without_one(embedded):

@@ -60,7 +60,7 @@ def test_a_bet_is_counted_or_what_is_wrong_with_it_is_said(bet, told):
 @pytest.mark.parametrize("prompt", [5, None, ["What?"], {"role": "user", "content": "?"}, [{"role": "user"}]])
 def test_a_prompt_that_is_no_text_and_no_conversation_is_refused_before_anything_is_answered(prompt):
     with pytest.raises(
-        ValueError, match=r"mine: a prompt is .*\. It has to be a text, or turns with a role and a content each"
+        ValueError, match=r"mine: A prompt is .*\. It has to be a text, or turns with a role and a content each"
     ):
         contest.ask("mine", Contender(lambda question: prompt, model="not asked"), contest.questions_about(PRICES, "test", 1))
 
