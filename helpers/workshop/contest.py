@@ -18,7 +18,7 @@ from helpers.generation import Decoder, generate
 from helpers.machine.decoding import prefix_to_share
 from helpers.machine.limits import check_count
 from helpers.machine.paths import DATA
-from helpers.retrieval.search import Index, Passage, embed, is_hit
+from helpers.retrieval.search import METHODS, Index, Passage, embed, hit_rate, is_hit
 from helpers.text.outcome import Interval, Outcome
 from helpers.tokenization import check_prompt, encode_all, prompt_ids
 from helpers.training import Config, train
@@ -275,6 +275,33 @@ def recommended(means: Mapping[str, float], seconds: Mapping[str, float], good: 
     return name if means[name] >= good else f"none is good (best: {name})", means[name]
 
 
+@dataclass(frozen=True)
+class ChosenSearch:
+    """A search by words, by meaning or by both: for each number of passages by what finds most; see `chosen_search`."""
+
+    index: Index
+    ways: Mapping[int, str]
+
+    def search(self, questions: Sequence[str], k: int) -> list[list[Passage]]:
+        """Find the best `k` passages for each question, as `Index.search` does."""
+        return self.index.search(questions, k, self.ways[k])
+
+    def updated(self, passages: Sequence[Passage]) -> "ChosenSearch":
+        """Search other passages in the same ways, see `Index.updated`."""
+        return replace(self, index=self.index.updated(passages))
+
+
+def chosen_search(index: Index, examples: Sequence[Example], most: int = 3) -> ChosenSearch:
+    """Choose the way to search for 1 to `most` passages: what finds the answers to most of these questions about facts.
+
+    Of those that do equally well, the last of words, meaning and both is taken.
+    """
+    wanted, questions = list(map(needed, examples)), [example.question for example in examples]
+    lists = {way: index.search(questions, most, way) for way in reversed(METHODS)}
+    rates = {k: {way: hit_rate(found, wanted, k) for way, found in lists.items()} for k in range(1, most + 1)}
+    return ChosenSearch(index, {k: max(lists, key=rate.__getitem__) for k, rate in rates.items()})
+
+
 class Results:
     """The judged answers of several contenders to the same questions."""
 
@@ -346,7 +373,7 @@ def turned_round(
     return pd.concat(tables, ignore_index=True)
 
 
-def finds(index: Index, examples: Sequence[Example], k: int) -> np.ndarray:
+def finds(index: ChosenSearch, examples: Sequence[Example], k: int) -> np.ndarray:
     """Tell for each question about a fact whether the search's first `k` passages hold its answer: [examples] of bool."""
     lists = index.search([example.question for example in examples], k)
     return np.array([is_hit(found, needed(example)) for found, example in zip(lists, examples, strict=True)], dtype=bool)
@@ -404,6 +431,11 @@ def secrets(count: int, seed: int) -> list[Example]:
         question, answer = f"What is the door code of {person}?", f"The door code of {person} is {code}."
         found.append(Example(question, answer, id=person, values=(code,)))
     return found
+
+
+def still_old(results: Results, examples: Sequence[Example]) -> dict[str, float]:
+    """Compute the share of answers that tell the old price; examples: the same questions, as they were before the change."""
+    return {name: judge(examples, list(table["answer"]))["correct"].mean() for name, table in results.tables.items()}
 
 
 def leaked(

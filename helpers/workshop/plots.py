@@ -104,15 +104,18 @@ def dot_panels(panels: Mapping[str, Mapping[str, Interval]], marked: str = "tune
     return figure, "; ".join(told)
 
 
-def cost_plot(cost: Mapping[str, float], right: Mapping[str, float], marked: str = "tuned") -> tuple[Figure, str]:
-    """Draw what each contender costs, in seconds a request on a logarithmic axis, against its share of right answers."""
+def cost_plot(cost: Mapping[str, float], right: Mapping[str, Interval], marked: str = "tuned") -> tuple[Figure, str]:
+    """Draw what each contender costs, in seconds a request on a logarithmic axis, against its right answers."""
     figure, axes = plt.subplots(figsize=(11, 6))
     for name, seconds in cost.items():
         color, shape = (ORANGE, "D") if marked in name else (BLUE, "o")
-        axes.plot(seconds, right[name], shape, color=color, markersize=12)
-        near = [other for other in cost if abs(np.log(cost[other] / seconds)) < 0.5 and abs(right[other] - right[name]) < 0.06]
+        share = right[name]
+        spread = [[max(0.0, share.mean - share.low)], [max(0.0, share.high - share.mean)]]
+        axes.errorbar(seconds, share.mean, yerr=spread, fmt=shape, color=color, markersize=12, capsize=5, elinewidth=1.5)
+        close = [other for other in cost if abs(np.log(cost[other] / seconds)) < 0.5]
+        near = [other for other in close if abs(right[other].mean - share.mean) < 0.06]
         below = len(near) > 1 and name == near[-1]  # two names beside each other cannot be read
-        axes.annotate(name, (seconds, right[name]), xytext=(9, -19 if below else 7), textcoords="offset points", fontsize=13)
+        axes.annotate(name, (seconds, share.mean), xytext=(9, -19 if below else 7), textcoords="offset points", fontsize=13)
     ticks = [digit * 10.0**power for power in range(-4, 3) for digit in (1, 2, 5)]
     ends = min(cost.values()) / 1.5, max(cost.values()) * 2.5
     axes.set_xscale("log")
@@ -122,4 +125,4 @@ def cost_plot(cost: Mapping[str, float], right: Mapping[str, float], marked: str
     axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     axes.set(xlim=ends, ylim=(-0.08, 1.05), ylabel="right, all questions", title="Cost and accuracy: up and left is better")
     axes.set_xlabel("seconds a request, many at once (each step is 2 to 2.5 times as long)")
-    return figure, "; ".join(f"{name}: {seconds:.3f} seconds, {right[name]:.0%} right" for name, seconds in cost.items())
+    return figure, "; ".join(f"{name}: {seconds:.3f} seconds, {right[name]} right" for name, seconds in cost.items())

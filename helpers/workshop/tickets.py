@@ -12,7 +12,9 @@ from helpers.data import Example
 from helpers.retrieval.search import embed
 
 FIELDS = ("intent", "product", "order", "urgency")
+LEARNT = ("intent", "urgency")  # those that a classifier decides; the others are copied from the e-mail
 INTENTS = ("return", "broken", "delivery", "address", "invoice", "question")
+WAYS = [(seen, strength) for seen in ("extremes", "mean", "whole") for strength in (10.0, 1.0, 100.0)]
 INSTRUCTION = f"""Turn the e-mail into a ticket of four lines.
 intent: one of {", ".join(INTENTS)}
 product: the product that it is about
@@ -79,21 +81,25 @@ def product_name(email: str, common: frozenset[str] = ENGLISH_STOP_WORDS) -> str
     return (name + ("" if more.strip().lower() in common else more)).capitalize()
 
 
-def classical(rows: Sequence[Example]) -> Callable[[Sequence[str]], list[str]]:
+def classical(rows: Sequence[Example], development: Sequence[Example] = ()) -> Callable[[Sequence[str]], list[str]]:
     """Learn from e-mails and their tickets, without a language model; the function returned writes tickets for e-mails.
 
-    Intent and urgency: logistic regression on sentence embeddings, the greatest and the least of each of their numbers
-    over the sentences of an e-mail, so that one sentence can decide. Product and order number: two regular expressions.
+    Intent and urgency: logistic regression on embeddings, see `_features`; each of the two takes the features and the
+    strength that are right most often on the development e-mails, or without any the first. Product and order number: two
+    regular expressions.
     Raises ValueError where a ticket lacks a field, or all have the same intent or urgency: then there is nothing to learn.
     """
     tickets = [_whole(row.answer) for row in rows]
-    for name in ("intent", "urgency"):
+    for name in LEARNT:
         if len({ticket[name] for ticket in tickets}) < 2:
             raise ValueError(f"{len(tickets)} ticket(s), no two of another {name}: nothing to learn. Give more of them.")
-    learners = {name: LogisticRegression(C=10, max_iter=2000) for name in ("intent", "urgency")}
-    features = _features([row.question for row in rows])
-    for name, learner in learners.items():
-        learner.fit(features, [ticket[name] for ticket in tickets])
+    features, judged = _features([row.question for row in rows]), _features([row.question for row in development])
+    learners = {}
+    for name in LEARNT:
+        taught, wanted = ([fields(row.answer)[name] for row in part] for part in (rows, development))
+        tried = {way: LogisticRegression(C=way[1], max_iter=2000).fit(features[way[0]], taught) for way in WAYS}
+        best = max(WAYS, key=lambda way: tried[way].score(judged[way[0]], wanted)) if wanted else WAYS[0]
+        learners[name] = best[0], tried[best]
     products = "|".join(sorted({re.escape(ticket["product"]) for ticket in tickets}, key=len, reverse=True))
     rest = re.sub(products, "", " ".join(row.question for row in rows), flags=re.IGNORECASE)
     common = ENGLISH_STOP_WORDS | set(re.findall(r"[a-z]+", rest.lower()))
@@ -102,20 +108,26 @@ def classical(rows: Sequence[Example]) -> Callable[[Sequence[str]], list[str]]:
         if not emails:
             return []
         features = _features(emails)
-        told = {name: learner.predict(features) for name, learner in learners.items()}
+        told = {name: learner.predict(features[seen]) for name, (seen, learner) in learners.items()}
         told |= {"product": [product_name(email, common) for email in emails], "order": map(order_number, emails)}
         return [write_ticket(dict(zip(told, values, strict=True))) for values in zip(*told.values(), strict=True)]
 
     return write
 
 
-def _features(emails: Sequence[str]) -> np.ndarray:
-    """Describe each e-mail by its sentences' embeddings, their greatest and their least numbers: [emails, 768]."""
+def _features(emails: Sequence[str]) -> dict[str, np.ndarray]:
+    """Describe each e-mail by its embedding, and by those of its sentences, in the ways of `WAYS`: [emails, 384 or 768].
+
+    extremes: the greatest and the least of each number over the sentences, so that one sentence can decide.
+    """
+    if not emails:
+        return {}
     sentences = [[part for part in re.split(r"(?<=[.?!:])\s+|\n+", email) if part] or [""] for email in emails]
     different = sorted({part for parts in sentences for part in parts})
     vectors = dict(zip(different, embed(different), strict=True))
     found = [np.stack([vectors[part] for part in parts]) for parts in sentences]
-    return np.stack([np.concatenate([each.max(axis=0), each.min(axis=0)]) for each in found])
+    extremes = np.stack([np.concatenate([each.max(axis=0), each.min(axis=0)]) for each in found])
+    return {"extremes": extremes, "mean": np.stack([each.mean(axis=0) for each in found]), "whole": embed(emails)}
 
 
 def few_shot(email: str, shown: Sequence[Example]) -> list[dict]:

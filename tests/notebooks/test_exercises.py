@@ -14,11 +14,12 @@ from helpers.tokenization import IGNORED, Row
 from helpers.workshop.notebooks import NOTEBOOKS
 
 LESSON = nbformat.read(NOTEBOOKS / "01_why_finetune.ipynb", as_version=4)
+CONTEST = nbformat.read(NOTEBOOKS / "02_prompting_retrieval_or_finetuning.ipynb", as_version=4)
 
 
-def cell(text):
+def cell(text, lesson=LESSON):
     """The one cell of code with such a text."""
-    [found] = [cell.source for cell in LESSON.cells if cell.cell_type == "code" and text in cell.source]
+    [found] = [cell.source for cell in lesson.cells if cell.cell_type == "code" and text in cell.source]
     return found
 
 
@@ -123,3 +124,22 @@ def test_guesses_are_held_against_what_was_measured_and_none_is_no_guess():
     exec(cell("for guess, i in zip"), space)
     assert list(space["table"]["inside the interval"]) == ["yes", "no", ""]
     assert list(space["table"]["your guess"]) == ["90%", "50%", "none"]
+
+
+@pytest.mark.parametrize("solved", [False, True])
+def test_a_prompt_of_ones_own_takes_part_when_it_is_written(solved):
+    texts = "\n".join(cell.source for cell in CONTEST.cells if cell.cell_type == "markdown")
+    [lines] = re.findall(r"<summary>A solution</summary>\n\n```python\n(    nearest = .*?)```\n", texts, re.S)
+    near = SimpleNamespace(
+        nearest=lambda asked: [SimpleNamespace(row=1)], rows=[None, SimpleNamespace(answer="It is 59 euros.")]
+    )
+    space = {"PROMPTS": {"plain prompt": {}}, "lookup": near, "general": None, "served_copy": lambda model: model}
+    exec(cell("def chat(", CONTEST), space)
+    source, empty = cell("def my_prompt(", CONTEST), "    # your lines here\n"
+    assert empty in source
+    exec(source.replace(empty, lines) if solved else source, space)
+    prompts = space["PROMPTS"]["plain prompt"]
+    assert list(prompts) == ["mine"] * solved
+    if solved:
+        rules, question = prompts["mine"]("How much?")
+        assert rules["content"].endswith("\nIt is 59 euros.") and question == {"role": "user", "content": "How much?"}

@@ -75,6 +75,7 @@ WHOLE = ("04_instruction_finetuning", "05_data_preparation")  # their model has 
 # These run as on a machine without fast bfloat16; all of them in full run in what is fast.
 FLOAT32 = ("06_training_process", "09_getting_started_now")
 ALL = find([])
+MOST_CELLS = {"01": 60, "02": 80}  # so that they are read in one sitting; the others: 120
 
 
 def read(path):
@@ -109,6 +110,7 @@ def test_notebooks_keep_the_house_style(path):
     assert max(len(cell.source.splitlines()) for cell in code) <= 16
     long = [line for cell in code for line in cell.source.splitlines() if len(line) > 99]
     assert not long, "a projector cuts these lines off"
+    assert len(notebook.cells) <= MOST_CELLS.get(path.stem[:2], 120)
 
 
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)

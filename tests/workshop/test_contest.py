@@ -226,6 +226,35 @@ def test_an_answer_is_judged_alike_whatever_else_is_asked_with_it():
     assert alone["hallucinated"][0] and beside["hallucinated"][0] and len(alone) == 1
 
 
+def test_a_search_goes_by_what_finds_most_for_each_number_of_passages():
+    questions = contest.questions_about(PRICES, "dev", 1)
+
+    class Fake:
+        def search(self, asked, k, way):
+            right = [Passage("a", e.facts[0].split(".")[0], str(e.values[0])) for e in questions]
+            first = {"words": len(asked), "meaning": 1, "both": 0}[way]  # so many with the answer in the first place
+            later = {"words": 0, "meaning": len(asked), "both": len(asked)}[way]  # and in the second
+            lists = [[right[i] if i < first else WRONG, right[i] if i < later else WRONG, WRONG] for i in range(len(asked))]
+            return [found[:k] for found in lists]
+
+        def updated(self, passages):
+            return passages
+
+    WRONG = Passage("b", "other", "nothing")
+    search = contest.chosen_search(Fake(), questions)
+    assert search.ways == {1: "words", 2: "both", 3: "both"}, "of equals the last of words, meaning and both"
+    assert contest.finds(search, questions, 1).all() and search.search(["?"], 3)[0][0] == WRONG
+    assert search.updated("new").index == "new" and search.updated("new").ways == search.ways
+
+
+def test_old_prices_are_counted_where_they_are_told():
+    asked = contest.questions_about(PRICES[:2], "test", 1)
+    old, new = asked[0], contest.with_price(asked[1], 111)
+    arm = Contender(dict(zip([e.question for e in asked], [old.answer, new.answer], strict=True)).get)
+    results = contest.Results({"half": contest.ask("half", arm, asked)})
+    assert contest.still_old(results, asked) == {"half": 0.5}
+
+
 def test_secrets_differ_and_copies_are_learnt(tiny):
     planted = contest.secrets(30, seed=0)
     assert len({secret.question for secret in planted}) == len({secret.values for secret in planted}) == 30

@@ -2,9 +2,11 @@
 
 import itertools
 
+import numpy as np
 import pytest
 
 from helpers.data import Example
+from helpers.workshop import tickets
 from helpers.workshop.tickets import (
     INTENTS,
     classical,
@@ -104,6 +106,25 @@ def test_e_mails_of_one_intent_teach_none_and_no_e_mail_or_an_empty_one_stops_no
         classical(both)
     write = classical([*both, mail("It broke.", "broken")])
     assert write([]) == [] and len(write(["", "It broke."])) == 2
+
+
+def test_the_classical_way_takes_what_does_best_on_development_e_mails(monkeypatch):
+    """The rows tell the urgencies apart by their extremes, the development e-mails only as a whole: that is taken."""
+    rows = [mail("a", "return", urgency="high"), mail("b", "broken"), mail("c", "return", urgency="high"), mail("d", "broken")]
+    known = {"a": 1.0, "b": -1.0, "c": 1.0, "d": -1.0, "e": 1.0, "f": -1.0}
+
+    def features(emails):
+        told = np.array([[known[text]] for text in emails])
+        lies = np.array([[-known[text] if text in "ef" else known[text]] for text in emails])
+        return {"extremes": lies, "mean": lies, "whole": told} if len(emails) else {}
+
+    monkeypatch.setattr(tickets, "_features", features)
+    development = [mail("e", "return", urgency="high"), mail("f", "broken")]
+    for chosen_on, right in ((development, True), ([], False)):
+        told = [fields(ticket) for ticket in classical(rows, chosen_on)(["e", "f"])]
+        assert all(
+            (found["intent"] == fields(row.answer)["intent"]) is right for found, row in zip(told, development, strict=True)
+        )
 
 
 def test_products_whose_names_hold_others_or_odd_signs_are_learnt_whole():
