@@ -1,5 +1,6 @@
 """Limits: knobs out of reach, told before the work, and a loss that only rises, told after it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from numbers import Integral, Real
@@ -28,7 +29,7 @@ def check_knobs(knobs: Mapping[str, Any], names: str, least: int = 1, whole: boo
     """
     kind, called = (Integral, "a whole number") if whole else (Real, "a number")
     for name in names.split():
-        if not isinstance(knobs[name], kind) or not knobs[name] >= least:  # so that it refuses "not a number" too
+        if not isinstance(knobs[name], kind) or not least <= knobs[name] < math.inf:  # refuses "not a number" as well
             raise ValueError(f"The knob {name} is {knobs[name]!r}. It has to be {called}, {least} or more.")
 
 

@@ -96,7 +96,7 @@ def classical(rows: Sequence[Example], development: Sequence[Example] = ()) -> C
     features, judged = _features([row.question for row in rows]), _features([row.question for row in development])
     learners = {}
     for name in LEARNT:
-        taught, wanted = ([fields(row.answer)[name] for row in part] for part in (rows, development))
+        taught, wanted = ([_whole(row.answer)[name] for row in part] for part in (rows, development))
         tried = {way: LogisticRegression(C=way[1], max_iter=2000).fit(features[way[0]], taught) for way in WAYS}
         best = max(WAYS, key=lambda way: tried[way].score(judged[way[0]], wanted)) if wanted else WAYS[0]
         learners[name] = best[0], tried[best]

@@ -41,7 +41,7 @@ def test_a_lessons_knobs_are_told_by_their_names(odd):
         check_knobs({"a": 1}, "a", least=2)
 
 
-@pytest.mark.parametrize("odd", [-0.5, "30", None, float("nan")])
+@pytest.mark.parametrize("odd", [-0.5, "30", None, float("nan"), float("inf")])
 def test_knobs_of_money_may_have_a_point_but_no_other_letters(odd):
     check_knobs({"wage": 30.5, "hour": 0}, "wage hour", least=0, whole=False)
     with pytest.raises(ValueError, match=rf"The knob wage is {odd!r}\. It has to be a number, 0 or more"):
