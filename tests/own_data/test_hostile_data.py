@@ -36,6 +36,8 @@ settings.register_profile(
 hostile = settings.get_profile("hostile")
 ENDINGS = ("jsonl", "json", "csv", "tsv", "parquet", "md", "txt", "jsonl.gz")
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=40).filter(str.strip)
+# A byte order mark at the beginning of a line is no text: it goes, as at the joints of files that were put together.
+UNMARKED = TEXTS.filter(lambda text: not re.search("^\ufeff", text, re.MULTILINE))
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
@@ -112,7 +114,7 @@ def test_any_conversation(tmp_path, roles, text, names, more):
 
 
 @hostile
-@given(pairs=st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=5), layout=st.sampled_from(list(LAYOUTS)))
+@given(pairs=st.lists(st.tuples(UNMARKED, UNMARKED), min_size=1, max_size=5), layout=st.sampled_from(list(LAYOUTS)))
 def test_all_text_survives_every_format(tmp_path, pairs, layout):
     examples = [Example(question, answer) for question, answer in pairs]
     write_as(tmp_path / "rows.jsonl", examples, layout)
