@@ -1,7 +1,7 @@
 """Plots: the loss while it falls, and bars with intervals: what only some lessons draw."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -57,14 +57,19 @@ class LivePlot:
         return as_image(figure, f"Line plot of the loss over {len(steps)} of {history.planned_steps} steps: {told}")
 
 
+def _whiskers(shares: Iterable[Interval]) -> np.ndarray:
+    """Compute how far intervals reach below and above their means: [2, intervals]."""
+    return np.clip([(share.mean - share.low, share.high - share.mean) for share in shares], 0, None).T
+
+
 def compare_bars(ax: Axes, groups: dict[str, dict[str, Interval]], ylabel: str) -> None:
     """Draw bars with intervals side by side: {"before": {"accuracy": Interval, ...}, "after": {...}}."""
     names = list(next(iter(groups.values())))
     width = 0.8 / len(groups)
     for i, ((label, measured), color) in enumerate(zip(groups.items(), (GREY, BLUE, ORANGE, GREEN, RED), strict=False)):
         at = np.arange(len(names)) + (i - (len(groups) - 1) / 2) * width
-        low, means, high = np.array([[measured[name].low, measured[name].mean, measured[name].high] for name in names]).T
-        spread = np.clip([means - low, high - means], 0, None)
+        means, high = np.array([[measured[name].mean, measured[name].high] for name in names]).T
+        spread = _whiskers(measured[name] for name in names)
         ax.bar(at, means, width * 0.92, color=color, label=label, yerr=spread, capsize=5, ecolor="#222222")
         for x, mean, top in zip(at, means, high, strict=True):
             ax.text(x, top + 0.02, f"{mean:.0%}", ha="center", fontsize=13)
@@ -110,8 +115,8 @@ def cost_plot(cost: Mapping[str, float], right: Mapping[str, Interval], marked: 
     for name, seconds in cost.items():
         color, shape = (ORANGE, "D") if marked in name else (BLUE, "o")
         share = right[name]
-        spread = [[max(0.0, share.mean - share.low)], [max(0.0, share.high - share.mean)]]
-        axes.errorbar(seconds, share.mean, yerr=spread, fmt=shape, color=color, markersize=12, capsize=5, elinewidth=1.5)
+        reach = _whiskers([share])
+        axes.errorbar(seconds, share.mean, yerr=reach, fmt=shape, color=color, markersize=12, capsize=5, elinewidth=1.5)
         close = [other for other in cost if abs(np.log(cost[other] / seconds)) < 0.5]
         near = [other for other in close if abs(right[other].mean - share.mean) < 0.06]
         below = len(near) > 1 and name == near[-1]  # two names beside each other cannot be read

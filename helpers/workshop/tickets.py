@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 
 import numpy as np
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
@@ -93,12 +93,15 @@ def classical(rows: Sequence[Example], development: Sequence[Example] = ()) -> C
     for name in LEARNT:
         if len({ticket[name] for ticket in tickets}) < 2:
             raise ValueError(f"{len(tickets)} ticket(s), no two of another {name}: nothing to learn. Give more of them.")
-    features, judged = _features([row.question for row in rows]), _features([row.question for row in development])
+    rehearsed = [_whole(row.answer) for row in development]
+    ways = WAYS if rehearsed else WAYS[:1]
+    kinds = {seen for seen, _ in ways}
+    features, judged = (_features([row.question for row in part], kinds) for part in (rows, development))
     learners = {}
     for name in LEARNT:
-        taught, wanted = ([_whole(row.answer)[name] for row in part] for part in (rows, development))
-        tried = {way: LogisticRegression(C=way[1], max_iter=2000).fit(features[way[0]], taught) for way in WAYS}
-        best = max(WAYS, key=lambda way: tried[way].score(judged[way[0]], wanted)) if wanted else WAYS[0]
+        taught, wanted = ([ticket[name] for ticket in part] for part in (tickets, rehearsed))
+        tried = {way: LogisticRegression(C=way[1], max_iter=2000).fit(features[way[0]], taught) for way in ways}
+        best = max(ways, key=lambda way: tried[way].score(judged[way[0]], wanted)) if wanted else ways[0]
         learners[name] = best[0], tried[best]
     products = "|".join(sorted({re.escape(ticket["product"]) for ticket in tickets}, key=len, reverse=True))
     rest = re.sub(products, "", " ".join(row.question for row in rows), flags=re.IGNORECASE)
@@ -107,7 +110,7 @@ def classical(rows: Sequence[Example], development: Sequence[Example] = ()) -> C
     def write(emails: Sequence[str]) -> list[str]:
         if not emails:
             return []
-        features = _features(emails)
+        features = _features(emails, {seen for seen, _ in learners.values()})
         told = {name: learner.predict(features[seen]) for name, (seen, learner) in learners.items()}
         told |= {"product": [product_name(email, common) for email in emails], "order": map(order_number, emails)}
         return [write_ticket(dict(zip(told, values, strict=True))) for values in zip(*told.values(), strict=True)]
@@ -115,19 +118,22 @@ def classical(rows: Sequence[Example], development: Sequence[Example] = ()) -> C
     return write
 
 
-def _features(emails: Sequence[str]) -> dict[str, np.ndarray]:
-    """Describe each e-mail by its embedding, and by those of its sentences, in the ways of `WAYS`: [emails, 384 or 768].
+def _features(emails: Sequence[str], kinds: Set[str]) -> dict[str, np.ndarray]:
+    """Describe each e-mail by its embedding, or by those of its sentences, in these kinds of `WAYS`: [emails, 384 or 768].
 
     extremes: the greatest and the least of each number over the sentences, so that one sentence can decide.
     """
     if not emails:
         return {}
+    told = {"whole": embed(emails)} if "whole" in kinds else {}
+    if kinds <= {"whole"}:
+        return told
     sentences = [[part for part in re.split(r"(?<=[.?!:])\s+|\n+", email) if part] or [""] for email in emails]
     different = sorted({part for parts in sentences for part in parts})
     vectors = dict(zip(different, embed(different), strict=True))
     found = [np.stack([vectors[part] for part in parts]) for parts in sentences]
     extremes = np.stack([np.concatenate([each.max(axis=0), each.min(axis=0)]) for each in found])
-    return {"extremes": extremes, "mean": np.stack([each.mean(axis=0) for each in found]), "whole": embed(emails)}
+    return told | {"extremes": extremes, "mean": np.stack([each.mean(axis=0) for each in found])}
 
 
 def few_shot(email: str, shown: Sequence[Example]) -> list[dict]:
